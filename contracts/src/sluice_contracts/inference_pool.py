@@ -1,0 +1,259 @@
+"""InferencePool: the place where one model is served, and where a new version must prove itself on live traffic."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from sluice_contracts.base import Contract, Digest, Duration, Name, ShortText, Timestamp
+from sluice_contracts.hardware import ReplicaHardware
+from sluice_contracts.kubernetes import (
+    Conditions,
+    ObjectName,
+    PodTemplate,
+    SecretKeyReference,
+    SecretReference,
+    cel,
+    immutable,
+)
+
+
+class Replicas(Contract):
+    """How many engines run, and when there should be more."""
+
+    model_config = cel(
+        ("self.min <= self.max", "replicas.min must not be above replicas.max"),
+        ("self.warm <= self.max", "replicas.warm must not be above replicas.max"),
+    )
+
+    min: Annotated[int, Field(ge=0, le=1000)] = 1
+    max: Annotated[int, Field(ge=1, le=1000)] = 1
+    target_ongoing: Annotated[int, Field(ge=1, le=1000)] = 2
+    warm: Annotated[int, Field(ge=0, le=100)] = 0
+
+
+class Engine(Contract):
+    """Arguments of the engine that runs the model."""
+
+    max_model_len: Annotated[int, Field(ge=64, le=10_485_760)] = 2048
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    args: Annotated[dict[str, Annotated[str, StringConstraints(max_length=256)]], Field(max_length=32)] = {}
+    """Further engine arguments by their vLLM names; values are read as JSON where they are JSON."""
+
+
+class ServingLimits(Contract):
+    """What the gateway lets through."""
+
+    max_output_tokens: Annotated[int, Field(ge=1, le=131_072)] = 1024
+    in_flight_per_replica: Annotated[int, Field(ge=1, le=4096)] = 3
+    queue: Annotated[int, Field(ge=0, le=100_000)] = 64
+    queue_timeout: Duration = "20s"
+    max_request_bytes: Annotated[int, Field(ge=1024, le=67_108_864)] = 1_048_576
+
+
+class MetricName(StrEnum):
+    """What the canary is judged by. All are measured at the gateway, per version, in the same window."""
+
+    ERROR_RATE = "errorRate"
+    TTFT_P95 = "ttftP95"
+    LATENCY_P95 = "latencyP95"
+    INTER_TOKEN_P95 = "interTokenP95"
+    OUTPUT_LENGTH = "outputLength"
+
+
+class RolloutMetric(Contract):
+    """One metric and how much worse than stable the candidate may be."""
+
+    name: MetricName
+    tolerance: Annotated[float, Field(gt=0, le=10)]
+    """errorRate: absolute difference of rates. Latencies: relative growth of the quantile. outputLength: largest
+    difference of the two distribution functions (Kolmogorov-Smirnov distance)."""
+    dry_run: bool = False
+    """Recorded and shown, never decides."""
+
+
+class Mirror(Contract):
+    """A copy of some requests goes to the candidate; its answers are scored and never shown."""
+
+    model_config = cel(("self.percent == 0", "rollout.mirror is not built yet: leave percent at 0"))
+
+    percent: Annotated[int, Field(ge=0, le=100)] = 0
+
+
+class Rollout(Contract):
+    """How a new version is tried."""
+
+    model_config = cel(
+        (
+            "self.steps.isSorted() && self.steps.all(a, self.steps.exists_one(b, a == b))",
+            "rollout.steps must rise strictly, such as 5, 25, 50",
+        ),
+        (
+            "self.metrics.exists(m, !m.dryRun)",
+            "rollout.metrics needs at least one metric without dryRun: nothing else could decide",
+        ),
+    )
+
+    steps: Annotated[list[Annotated[int, Field(ge=1, le=99)]], Field(min_length=1, max_length=20)] = [5, 25, 50]
+    """Shares of the traffic, rising."""
+    interval: Duration = "1m"
+    step_duration: Duration = "10m"
+    """The least time on one step; a step also needs a verdict that no metric is harmful."""
+    min_requests: Annotated[int, Field(ge=1, le=10_000_000)] = 50
+    """Requests the candidate must have answered on a step before the next."""
+    deadline: Duration = "4h"
+    on_inconclusive: Literal["pause", "rollback"] = "pause"
+    metrics: Annotated[
+        list[RolloutMetric], Field(min_length=1, max_length=16, json_schema_extra={"x-list-map-keys": ["name"]})
+    ] = [
+        RolloutMetric(name=MetricName.ERROR_RATE, tolerance=0.02),
+        RolloutMetric(name=MetricName.TTFT_P95, tolerance=0.5),
+        RolloutMetric(name=MetricName.OUTPUT_LENGTH, tolerance=0.3),
+    ]
+    confidence: Annotated[float, Field(ge=0.8, le=0.9999)] = 0.95
+    mirror: Mirror = Mirror()
+    sticky: bool = True
+    manual_gate: bool = False
+    rollback_window: Duration = "5m"
+    """How long the former stable's pods stay after a promotion, so that going back is instant."""
+
+
+class GatewayAuth(Contract):
+    """A Secret whose values are API keys (or `sha256:` digests of them); its keys name the tenants."""
+
+    secret_ref: SecretReference
+
+
+class Interactions(Contract):
+    """Where the record of each request goes: PostgreSQL if a URL is given, else SQLite in the pod."""
+
+    database_secret_ref: SecretKeyReference | None = None
+    retention: Duration = "30d"
+
+
+class Fallback(Contract):
+    """What is answered when no version can."""
+
+    template: Annotated[str, StringConstraints(max_length=2048)] | None = None
+
+
+class Cache(Contract):
+    """Exact answers kept for repeated requests with temperature 0."""
+
+    model_config = cel(("self.maxEntries == 0", "gateway.cache is not built yet: leave maxEntries at 0"))
+
+    max_entries: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+
+
+class Gateway(Contract):
+    """The only way in."""
+
+    replicas: Annotated[int, Field(ge=1, le=100)] = 1
+    auth: GatewayAuth
+    interactions: Interactions = Interactions()
+    fallback: Fallback = Fallback()
+    cache: Cache = Cache()
+    pod_template: PodTemplate | None = None
+
+
+class InferencePoolSpec(Contract):
+    """Which version is wanted, on what, and how it gets there."""
+
+    model_config = cel(*immutable("InferencePool", "model"))
+
+    model: Name
+    model_version: ObjectName
+    """The ModelVersion wanted. The rollout goes there from `status.stable`; setting it back aborts."""
+    hardware: ReplicaHardware = ReplicaHardware()
+    replicas: Replicas = Replicas()
+    engine: Engine = Engine()
+    limits: ServingLimits = ServingLimits()
+    rollout: Rollout = Rollout()
+    gateway: Gateway
+    pod_template: PodTemplate | None = None
+
+
+class ServedVersion(Contract):
+    """One version and the RayService that serves it."""
+
+    model_version: ObjectName
+    lineage: ShortText
+    manifest_digest: Digest
+    ray_service: ObjectName
+    ready: bool = False
+    since: Timestamp | None = None
+
+
+class Verdict(StrEnum):
+    """What the evidence says of one metric."""
+
+    HARMFUL = "harmful"
+    EQUIVALENT = "equivalent"
+    UNDECIDED = "undecided"
+
+
+class MetricVerdict(Contract):
+    """The evidence for one metric."""
+
+    name: MetricName
+    verdict: Verdict
+    effect: float | None = None
+    """Candidate against stable, in the unit of the metric's tolerance."""
+    low: float | None = None
+    high: float | None = None
+    """Ends of the anytime-valid interval of the effect."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Candidate's observations."""
+    baseline_samples: Annotated[int, Field(ge=0)] = 0
+    dry_run: bool = False
+    message: ShortText = ""
+
+
+class RolloutOutcome(StrEnum):
+    """How the last rollout ended."""
+
+    PROMOTED = "Promoted"
+    ROLLED_BACK = "RolledBack"
+    ABORTED = "Aborted"
+    SUPERSEDED = "Superseded"
+
+
+class RolloutRecord(Contract):
+    """How one rollout ended; the last few are kept."""
+
+    model_version: ObjectName
+    lineage: ShortText
+    outcome: RolloutOutcome
+    started_at: Timestamp | None = None
+    ended_at: Timestamp
+    message: Annotated[str, StringConstraints(max_length=1024)] = ""
+    verdicts: Annotated[list[MetricVerdict], Field(max_length=16)] = []
+
+
+class Weight(Contract):
+    """A version's share of the traffic."""
+
+    model_version: ObjectName
+    percent: Annotated[int, Field(ge=0, le=100)]
+
+
+class InferencePoolStatus(Contract):
+    """What is known of a pool."""
+
+    observed_generation: Annotated[int, Field(ge=0)] = 0
+    conditions: Conditions = []
+    stable: ServedVersion | None = None
+    candidate: ServedVersion | None = None
+    previous: ServedVersion | None = None
+    """The former stable, kept for `rollbackWindow`."""
+    weights: Annotated[list[Weight], Field(max_length=3, json_schema_extra={"x-list-map-keys": ["modelVersion"]})] = []
+    step: Annotated[int, Field(ge=0)] | None = None
+    step_started_at: Timestamp | None = None
+    step_base_requests: Annotated[int, Field(ge=0)] = 0
+    """Requests the candidate had answered when the step began: counts accumulate over a whole rollout."""
+    rollout_started_at: Timestamp | None = None
+    analyzed_at: Timestamp | None = None
+    verdicts: Annotated[list[MetricVerdict], Field(max_length=16, json_schema_extra={"x-list-map-keys": ["name"]})] = []
+    history: Annotated[list[RolloutRecord], Field(max_length=10)] = []
+    url: ShortText | None = None
+    replicas: Annotated[int, Field(ge=0)] = 0

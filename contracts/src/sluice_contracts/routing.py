@@ -1,0 +1,55 @@
+"""The routing table: what the operator tells a pool's gateways, through one ConfigMap."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from sluice_contracts.base import Contract, Digest, Name, ShortText
+from sluice_contracts.kubernetes import ObjectName
+
+ROUTES_KEY = "routes.json"
+"""Key of the ConfigMap."""
+
+
+class Backend(Contract):
+    """One version and where its engine answers."""
+
+    model_version: ObjectName
+    lineage: ShortText
+    manifest_digest: Digest
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^ ]+$", max_length=512)]
+    """Base URL of the engine's OpenAI API, without `/v1`."""
+    weight: Annotated[int, Field(ge=0, le=100)]
+    replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    ready: bool = True
+
+
+class RoutingLimits(Contract):
+    """The pool's limits, in the gateway's units."""
+
+    max_output_tokens: Annotated[int, Field(ge=1)] = 1024
+    in_flight_per_replica: Annotated[int, Field(ge=1)] = 3
+    queue: Annotated[int, Field(ge=0)] = 64
+    queue_timeout_seconds: Annotated[float, Field(gt=0)] = 20
+    max_request_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+
+
+class RoutingTable(Contract):
+    """Backends and their weights. Weights sum to 100 unless there is no backend."""
+
+    schema_version: Literal[1] = 1
+    pool: ObjectName
+    namespace: ShortText
+    model: Name
+    window: Annotated[str, StringConstraints(max_length=128)] = ""
+    """Names the analysis window. When it changes, the gateway starts its counters anew for every version."""
+    sticky: bool = True
+    limits: RoutingLimits = RoutingLimits()
+    backends: Annotated[list[Backend], Field(max_length=3)] = []
+    fallback_template: Annotated[str, StringConstraints(max_length=2048)] | None = None
+
+    @model_validator(mode="after")
+    def _weights_sum_to_100(self) -> Self:
+        if self.backends and sum(b.weight for b in self.backends) != 100:
+            raise ValueError("the backends' weights must sum to 100")
+        return self

@@ -1,0 +1,97 @@
+"""Tests in layers, cheapest first, and one real API server for all tests that need no more than that."""
+
+import json
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from sluice_devcluster.apiserver import ControlPlane
+from sluice_devcluster.programs import built_programs
+
+REPOSITORY = Path(__file__).parents[1]
+LAYERS = ("unit", "apiserver", "cluster", "e2e")
+_seconds: dict[str, float] = defaultdict(float)
+_counts: dict[str, int] = defaultdict(int)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--layers", default="", help=f"which layers to run, of: {' '.join(LAYERS)} (default: all)")
+
+
+def layer_of(item: pytest.Item) -> str:
+    """The most demanding layer that the test is marked with."""
+    return next((layer for layer in reversed(LAYERS) if item.get_closest_marker(layer)), "unit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--layers").split() or list(LAYERS)
+    if unknown := set(wanted) - set(LAYERS):
+        raise pytest.UsageError(f"no layer {', '.join(sorted(unknown))}; there are: {', '.join(LAYERS)}")
+    left_out = [item for item in items if layer_of(item) not in wanted]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+    items[:] = sorted((i for i in items if layer_of(i) in wanted), key=lambda i: LAYERS.index(layer_of(i)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    begin = time.monotonic()
+    try:
+        return (yield)
+    finally:
+        _seconds[layer_of(item)] += time.monotonic() - begin
+        _counts[layer_of(item)] += 1
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for layer in LAYERS:
+        if _counts[layer]:
+            terminalreporter.write_line(f"{layer:>10}: {_counts[layer]:4} tests in {_seconds[layer]:6.1f} s")
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """kubectl against one API server."""
+
+    program: Path
+    kubeconfig: Path
+
+    def __call__(self, *arguments: str, stdin: object = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self.program), "--kubeconfig", str(self.kubeconfig), *arguments],
+            input=None if stdin is None else json.dumps(stdin),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def applied(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Apply `manifest` and read back what the API server made of it."""
+        result = self("apply", "--server-side", "-f", "-", "-o", "yaml", stdin=manifest)
+        assert result.returncode == 0, result.stderr
+        value: dict[str, Any] = yaml.safe_load(result.stdout)
+        return value
+
+    def refusal(self, manifest: dict[str, Any]) -> str:
+        """What the API server says when it refuses `manifest`."""
+        result = self("apply", "--server-side", "-f", "-", stdin=manifest)
+        assert result.returncode != 0, f"was accepted: {manifest}"
+        return result.stderr
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> Iterator[Kubectl]:
+    with ControlPlane() as plane:
+        kubectl = Kubectl(built_programs() / "kubectl", plane.kubeconfig)
+        crds = kubectl("apply", "--server-side", "-f", str(REPOSITORY / "crds"))
+        assert crds.returncode == 0, crds.stderr
+        established = kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(REPOSITORY / "crds"))
+        assert established.returncode == 0, established.stderr
+        assert kubectl("create", "namespace", "support").returncode == 0
+        yield kubectl
