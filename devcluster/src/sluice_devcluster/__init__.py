@@ -1,0 +1,1 @@
+"""A real local Kubernetes for development, the demo and the tests."""

@@ -1,0 +1,49 @@
+"""Recordings of the real KubeRay operator, and the local cluster for the tests that need it."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sluice_devcluster import cluster
+from sluice_devcluster.places import State
+
+RECORDINGS = Path(__file__).parent / "recordings"
+
+
+def _silent(step: str) -> None:
+    """Steps are for people."""
+
+
+@pytest.fixture(scope="session")
+def recorded_objects() -> dict[str, Any]:
+    """The first state of each object of a RayJob with a worker (`job`) and of a RayService (`service`)."""
+    value: dict[str, Any] = json.loads((RECORDINGS / "objects.json").read_text())
+    return value
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Any:
+    """A function: the recorded states of a scenario's objects, by name."""
+
+    def load(scenario: str) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads((RECORDINGS / f"{scenario}.json").read_text())["objects"]
+        return value
+
+    return load
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    """A local cluster's place, empty at first and emptied at last, whatever the test left."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("the local cluster needs Linux and root")
+    if cluster.status(State.default()).running:
+        pytest.fail("a local cluster runs already; the tests need its addresses: `sluice-dev down`")
+    monkeypatch.setenv("SLUICE_STATE", str(tmp_path / "dev"))
+    state = State.default()
+    yield state
+    cluster.down(state, _silent)
