@@ -1,0 +1,1 @@
+"""Dataset, training, evaluation, export and publishing."""

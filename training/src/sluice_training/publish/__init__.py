@@ -1,0 +1,1 @@
+"""Publishing: signs a version's device files and lays them out so that any static file server can hand them out."""
