@@ -1,0 +1,1 @@
+"""The serving gateway and the Ray Serve + vLLM application."""

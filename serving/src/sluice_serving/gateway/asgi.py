@@ -1,0 +1,70 @@
+"""The few ASGI messages the gateway sends and reads."""
+
+import asyncio
+
+from starlette.types import Receive, Scope, Send
+
+from sluice_serving.gateway.errors import ApiError
+
+BODY_SECONDS = 30.0
+"""How long a client may take to send its request."""
+
+
+class Disconnected(Exception):
+    """The client left before its request was complete."""
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """The first header of that (lower-case) name, or an empty text."""
+    for key, value in scope["headers"]:
+        if key == name:
+            text: str = value.decode("latin-1")
+            return text
+    return ""
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The request's body. Raises ApiError 413 as soon as it is too long, Disconnected if the client leaves."""
+    too_large = ApiError(413, f"The request is larger than {limit} bytes.", code="request_too_large")
+    length = header(scope, b"content-length")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                chunk: bytes = message.get("body", b"")
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                if not message.get("more_body"):
+                    return b"".join(chunks)
+    except TimeoutError:
+        raise ApiError(408, f"The request was not complete within {BODY_SECONDS:g} s.", code="timeout") from None
+
+
+async def until_disconnect(receive: Receive) -> None:
+    """Return when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def send_start(
+    send: Send, status: int, content_type: bytes, headers: list[tuple[bytes, bytes]], length: int | None = None
+) -> None:
+    """Status and headers. Without `length` the body is streamed, and nobody on the way should hold it back."""
+    sent = [(b"content-type", content_type), *headers]
+    if length is None:
+        sent += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+    else:
+        sent.append((b"content-length", str(length).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": sent})
+
+
+async def send_body(send: Send, data: bytes, *, more: bool) -> None:
+    """A piece of the body."""
+    await send({"type": "http.response.body", "body": data, "more_body": more})

@@ -1,0 +1,61 @@
+"""Errors in the shape that OpenAI's clients understand."""
+
+import json
+from typing import Any
+
+
+class ApiError(Exception):
+    """What a client gets instead of an answer."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+
+    @property
+    def type(self) -> str:
+        """The API's own classes of errors."""
+        if self.status == 401:
+            return "authentication_error"
+        if self.status == 429:
+            return "rate_limit_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object of the response."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def encoded(self) -> bytes:
+        """`body` as bytes."""
+        return json.dumps(self.body()).encode()
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers beyond the content's type and length."""
+        headers = []
+        if self.retry_after is not None:
+            headers.append((b"retry-after", str(max(1, round(self.retry_after))).encode()))
+        if self.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        return headers
+
+
+class EngineFailed(Exception):
+    """A version did not do its part: it could not be reached, answered 5xx, or broke off.
+
+    `retriable` where the engine has not begun to answer, so that asking again cannot answer twice.
+    """
+
+    def __init__(self, reason: str, *, retriable: bool) -> None:
+        super().__init__(reason)
+        self.retriable = retriable

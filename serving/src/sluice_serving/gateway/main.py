@@ -1,0 +1,177 @@
+"""`sluice-gateway`: reads its settings, runs the two servers and the background tasks, and drains when told to stop."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from sluice_serving.gateway.application import Api, internal_app
+from sluice_serving.gateway.interactions import InteractionLog, open_database
+from sluice_serving.gateway.keys import KeyStore
+from sluice_serving.gateway.routes import ConfigMapWatch, follow_file
+from sluice_serving.gateway.service import Gateway
+from sluice_serving.gateway.settings import Settings, SettingsError, read_settings
+from sluice_serving.gateway.upstream import Upstream
+
+logger = logging.getLogger("sluice.gateway")
+
+FLUSH_SECONDS = 10.0
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line; nothing of what users say is ever logged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class QuietServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: draining needs an order that only the gateway knows."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main() -> None:
+    """The command's entry point. Exit code 2 for wrong settings."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    import os
+
+    try:
+        settings = read_settings(os.environ)
+    except SettingsError as error:
+        print(f"sluice-gateway: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    try:
+        uvloop.run(serve(settings))
+    except OSError as error:
+        print(f"sluice-gateway: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+def build_gateway(settings: Settings) -> Gateway:
+    """The gateway with its parts, nothing started yet. Raises OSError if the pseudonym key cannot be read."""
+    keys = KeyStore(settings.keys_dir)
+    file = settings.pseudonym_key_file
+    fixed = file.read_bytes().strip() if file else None
+    return Gateway(
+        keys=keys,
+        upstream=Upstream(settings.request_timeout),
+        interactions=InteractionLog(open_database(settings.database_url), settings.retention_seconds),
+        pseudonym_key=(lambda: fixed) if fixed else keys.fingerprint,
+        request_timeout=settings.request_timeout,
+    )
+
+
+async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
+    """Run until SIGTERM, SIGINT or `stop`, then drain."""
+    stop = stop or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    gateway = build_gateway(settings)
+    taken = [
+        _claim(settings.host, settings.port, "SLUICE_PORT"),
+        _claim(settings.host, settings.internal_port, "SLUICE_INTERNAL_PORT"),
+    ]
+    gateway.keys.load()
+    await gateway.upstream.open()
+    background = [
+        asyncio.create_task(_forever("keys", gateway.keys.watch())),
+        asyncio.create_task(_forever("routes", _follow_routes(settings, gateway))),
+    ]
+    writing = asyncio.create_task(gateway.interactions.run())
+    api = _server(Api(gateway), settings.host, settings.port, settings.drain_seconds)
+    internal = _server(internal_app(gateway), settings.host, settings.internal_port, 1)
+    servers = [asyncio.create_task(s.serve([port])) for s, port in zip((api, internal), taken, strict=True)]
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({*servers, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            gateway.draining = True
+            logger.info("draining: no longer ready, %g s until the port closes", settings.drain_delay)
+            await asyncio.sleep(settings.drain_delay)
+        api.should_exit = True
+        await servers[0]
+        gateway.interactions.close()
+        await asyncio.wait({writing}, timeout=FLUSH_SECONDS)
+        internal.should_exit = True
+        await servers[1]
+    finally:
+        for task in (*background, writing, stopping, *servers):
+            task.cancel()
+        await asyncio.gather(*background, writing, stopping, *servers, return_exceptions=True)
+        await gateway.upstream.close()
+    logger.info("stopped")
+
+
+async def _follow_routes(settings: Settings, gateway: Gateway) -> None:
+    if settings.routes_file is not None:
+        await follow_file(settings.routes_file, gateway.follow)
+        return
+    assert settings.routes_config_map is not None
+    namespace, name = settings.routes_config_map
+    watch = ConfigMapWatch(
+        settings.kubernetes_url, namespace, name, token_file=settings.token_file, ca_file=settings.ca_file
+    )
+    await watch.follow(gateway.follow)
+
+
+async def _forever(name: str, work: Coroutine[Any, Any, None]) -> None:
+    """A background task must not end unseen."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        logger.exception("the %s task failed; its last state stays in force", name)
+
+
+def _claim(host: str, port: int, variable: str) -> socket.socket:
+    """A listening socket on the port. Raises OSError that says what to do: uvicorn would end the process instead."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host} port {port}: {error.strerror}; stop what uses it, or set {variable} to another"
+        ) from None
+
+
+def _server(app: Any, host: str, port: int, grace: float) -> QuietServer:
+    return QuietServer(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            loop="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(grace),
+            backlog=2048,
+            limit_concurrency=None,
+        )
+    )

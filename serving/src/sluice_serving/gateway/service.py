@@ -1,0 +1,384 @@
+"""One request's way through the gateway: key, check, version, slot, engine, answer, record.
+
+Written directly against ASGI: a client's leaving must be noticed at every step, in the queue as in the stream, and each
+event must go out as it comes.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from sluice_contracts.routing import Backend, RoutingTable
+from starlette.types import Receive, Scope, Send
+
+from sluice_serving.gateway.admission import Lane, LaneClosed, Overloaded
+from sluice_serving.gateway.asgi import Disconnected, header, read_body, send_body, send_start, until_disconnect
+from sluice_serving.gateway.completion import Completion, Kind, read_completion
+from sluice_serving.gateway.errors import ApiError, EngineFailed
+from sluice_serving.gateway.events import BrokenStream, StreamReader, error_event, template_answer, template_events
+from sluice_serving.gateway.interactions import Interaction, InteractionLog, pseudonym
+from sluice_serving.gateway.keys import KeyStore
+from sluice_serving.gateway.observations import Gauges, Observations, Outcome
+from sluice_serving.gateway.split import choose
+from sluice_serving.gateway.upstream import ATTEMPTS, RETRY_PAUSE_SECONDS, Upstream, chunks_of, read_answer
+
+logger = logging.getLogger("sluice.gateway")
+
+MAX_SESSION_CHARACTERS = 256
+UNAVAILABLE_RETRY_AFTER = 5.0
+
+
+@dataclass
+class Exchange:
+    """What is known of one request so far."""
+
+    kind: Kind
+    id: str = field(default_factory=lambda: secrets.token_hex(16))
+    began: float = field(default_factory=time.monotonic)
+    tenant: str = ""
+    user: str | None = None
+    person: str | None = None
+    backend: Backend | None = None
+    route: str = "none"
+    outcome: Outcome | None = None
+    started: bool = False
+    """Whether response headers are out."""
+
+
+class Gateway:
+    """The state that requests share, and the handler of `/v1/chat/completions` and `/v1/completions`."""
+
+    def __init__(
+        self,
+        *,
+        keys: KeyStore,
+        upstream: Upstream,
+        interactions: InteractionLog,
+        pseudonym_key: Callable[[], bytes],
+        request_timeout: float,
+    ) -> None:
+        self.keys = keys
+        self.upstream = upstream
+        self.interactions = interactions
+        self.observations = Observations()
+        self.table: RoutingTable | None = None
+        self.draining = False
+        self.lanes: dict[str, Lane] = {}
+        self._pseudonym_key = pseudonym_key
+        self._request_timeout = request_timeout
+
+    def follow(self, table: RoutingTable) -> None:
+        """Put a new routing table in force. Running requests go on with the version they have."""
+        if table == self.table:
+            return
+        self.table = table
+        self.observations.follow(table)
+        limits = table.limits
+        names = {b.model_version: b for b in table.backends}
+        for name, backend in names.items():
+            capacity = limits.in_flight_per_replica * backend.replicas
+            if name in self.lanes:
+                self.lanes[name].resize(capacity, limits.queue)
+            else:
+                self.lanes[name] = Lane(capacity, limits.queue)
+        for name in [n for n in self.lanes if n not in names]:
+            self.lanes.pop(name).close()
+        weights = ", ".join(f"{b.model_version} {b.weight}%{'' if b.ready else ' (not ready)'}" for b in table.backends)
+        logger.info("routing: %s (window %s)", weights or "no version", table.window or "-")
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return self.table is not None and len(self.keys) > 0 and not self.draining
+
+    def gauges(self) -> Gauges:
+        """The present, for /metrics."""
+        return Gauges(
+            in_flight={name: lane.in_flight for name, lane in self.lanes.items()},
+            waiting={name: lane.waiting for name, lane in self.lanes.items()},
+            weights={b.model_version: b.weight for b in self.table.backends} if self.table else {},
+            interactions_waiting=self.interactions.waiting,
+            interactions_dropped=self.interactions.dropped,
+            ready=self.ready,
+        )
+
+    def authenticate(self, scope: Scope) -> str:
+        """The tenant. Raises ApiError 401."""
+        value = header(scope, b"authorization")
+        scheme, _, key = value.partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise ApiError(401, "You didn't provide an API key: send it as `Authorization: Bearer <key>`.",
+                           code="missing_api_key")  # fmt: skip
+        tenant = self.keys.authenticate(key.strip())
+        if tenant is None:
+            raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
+        return tenant
+
+    async def complete(self, kind: Kind, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one completion request; stop all work for it when the client leaves."""
+        exchange = Exchange(kind)
+        try:
+            exchange.tenant = self.authenticate(scope)
+            table = self._table()
+            body = await read_body(scope, receive, table.limits.max_request_bytes)
+            completion = read_completion(kind, body, table.model, table.limits)
+            self._identify(exchange, completion, scope, table)
+        except ApiError as error:
+            await self._refuse(exchange, error, send)
+            return
+        except Disconnected:
+            return
+        answering = asyncio.create_task(self._answer(exchange, completion, send))
+        leaving = asyncio.create_task(until_disconnect(receive))
+        try:
+            await asyncio.wait({answering, leaving}, timeout=self._request_timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                answering.cancel()
+                await asyncio.gather(answering, return_exceptions=True)
+                await self._give_up(exchange, send, left=leaving.done())
+        finally:
+            answering.cancel()
+            leaving.cancel()
+            self._record(exchange, table)
+        if not answering.cancelled() and (failure := answering.exception()) is not None:
+            raise failure
+
+    async def _give_up(self, exchange: Exchange, send: Send, *, left: bool) -> None:
+        """The client left, or the request took longer than any may."""
+        if left:
+            exchange.outcome = Outcome(failed=False, label="client_closed", finish_reason="client_closed")
+            return
+        ttft = exchange.outcome.ttft if exchange.outcome else None
+        exchange.outcome = Outcome(failed=exchange.backend is not None, ttft=ttft, label="timeout")
+        if not exchange.started:
+            late = ApiError(504, "The model did not answer in time.", code="timeout")
+            await self._refuse(exchange, late, send)
+
+    def _table(self) -> RoutingTable:
+        if self.table is None:
+            raise ApiError(503, "The gateway has no routing table yet; try again shortly.", code="not_ready",
+                           retry_after=UNAVAILABLE_RETRY_AFTER)  # fmt: skip
+        return self.table
+
+    def _identify(self, exchange: Exchange, completion: Completion, scope: Scope, table: RoutingTable) -> None:
+        session = header(scope, b"x-session-id")[:MAX_SESSION_CHARACTERS]
+        name = completion.user or session or None
+        exchange.user = pseudonym(self._pseudonym_key(), exchange.tenant, name)
+        exchange.person = f"{exchange.tenant}\0{name or ''}" if table.sticky else None
+
+    async def _answer(self, exchange: Exchange, completion: Completion, send: Send) -> None:
+        try:
+            await self._from_some_version(exchange, completion, send)
+        except Overloaded as error:
+            self.observations.rejected[error.kind] += 1
+            refusal = ApiError(429, f"Too many requests: {error.reason}. Retry after the time in Retry-After.",
+                               code="overloaded", retry_after=error.retry_after)  # fmt: skip
+            await self._refuse(exchange, refusal, send)
+        except ApiError as error:
+            await self._refuse(exchange, error, send)
+        except EngineFailed as error:
+            if exchange.started:
+                failure = ApiError(502, "The model broke off in the middle of its answer.", code="engine_error")
+                await send_body(send, error_event(failure.body()), more=False)
+            elif not await self._from_template(exchange, completion, send):
+                logger.warning("request %s: %s", exchange.id, error)
+                refusal = ApiError(503 if error.retriable else 502, "The model could not answer; try again.",
+                                   code="engine_error", retry_after=UNAVAILABLE_RETRY_AFTER)  # fmt: skip
+                await self._refuse(exchange, refusal, send)
+
+    async def _from_some_version(self, exchange: Exchange, completion: Completion, send: Send) -> None:
+        """Try the person's version, then the others that take traffic, until one has begun to answer."""
+        tried: set[str] = set()
+        failure = EngineFailed("no version is ready", retriable=True)
+        for _ in range(4):  # three versions at most, and one change of the table
+            table = self._table()
+            backend = choose([b for b in table.backends if b.model_version not in tried], exchange.person)
+            if backend is None:
+                break
+            lane = self.lanes[backend.model_version]
+            try:
+                taken = await lane.acquire(exchange.tenant, table.limits.queue_timeout_seconds)
+            except LaneClosed:
+                continue
+            exchange.backend = backend
+            exchange.route = "failover" if tried else "split"
+            exchange.outcome = None
+            try:
+                await self._from_version(exchange, backend, completion, send)
+                return
+            except EngineFailed as error:
+                if not error.retriable or exchange.started:
+                    raise
+                # Another version answers instead, but this one is charged with the failure.
+                self.observations.record(backend.model_version, table.window, _failed(exchange, "unavailable"))
+                tried.add(backend.model_version)
+                failure = error
+            finally:
+                served = exchange.outcome is not None and exchange.outcome.label == "ok"
+                lane.release(taken, served=served)
+        exchange.backend = None
+        raise failure
+
+    async def _from_version(self, exchange: Exchange, backend: Backend, completion: Completion, send: Send) -> None:
+        url = backend.url.rstrip("/") + completion.path
+        for attempt in range(1, ATTEMPTS + 1):
+            asked = time.monotonic()
+            try:
+                async with self.upstream.ask(url, completion.body, exchange.id) as response:
+                    if response.status >= 400:
+                        await self._pass_refusal(exchange, response.status, await read_answer(response))
+                    elif completion.stream:
+                        await self._pass_stream(exchange, backend, completion, chunks_of(response), asked, send)
+                    else:
+                        await self._pass_whole(exchange, backend, await read_answer(response), asked, send)
+                return
+            except EngineFailed as error:
+                if not error.retriable:
+                    exchange.outcome = _failed(exchange, "engine_error", self._partial(exchange))
+                if not error.retriable or exchange.started or attempt == ATTEMPTS:
+                    raise
+            self.observations.retries += 1
+            await asyncio.sleep(RETRY_PAUSE_SECONDS)
+
+    @staticmethod
+    def _partial(exchange: Exchange) -> float | None:
+        return exchange.outcome.ttft if exchange.outcome else None
+
+    async def _pass_refusal(self, exchange: Exchange, status: int, body: bytes) -> None:
+        """The engine found fault with the request: the client's doing, not the version's."""
+        exchange.outcome = Outcome(failed=False, label="client_error")
+        try:
+            error = json.loads(body)["error"]
+            raise ApiError(status, str(error["message"])[:2000], param=error.get("param"), code="invalid_request")
+        except (ValueError, KeyError, TypeError):
+            raise ApiError(status, "The model refused the request.", code="invalid_request") from None
+
+    async def _pass_whole(self, exchange: Exchange, backend: Backend, body: bytes, asked: float, send: Send) -> None:
+        try:
+            answer = json.loads(body)
+            usage, choices = answer.get("usage") or {}, answer["choices"]
+            reason = choices[0].get("finish_reason")
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise EngineFailed("the engine's answer is no completion", retriable=False) from None
+        exchange.outcome = Outcome(
+            failed=False,
+            latency=time.monotonic() - asked,
+            prompt_tokens=usage.get("prompt_tokens"),
+            output_tokens=usage.get("completion_tokens"),
+            finish_reason=reason,
+        )
+        exchange.started = True
+        await send_start(send, 200, b"application/json", self._headers(exchange, backend), len(body))
+        await send_body(send, body, more=False)
+
+    async def _pass_stream(
+        self,
+        exchange: Exchange,
+        backend: Backend,
+        completion: Completion,
+        chunks: AsyncIterator[bytes],
+        asked: float,
+        send: Send,
+    ) -> None:
+        reader = StreamReader(completion.usage_wanted)
+        ttft: float | None = None
+        try:
+            async for chunk in chunks:
+                for event in reader.feed(chunk):
+                    if not exchange.started:
+                        ttft = time.monotonic() - asked
+                        exchange.outcome = Outcome(failed=True, ttft=ttft, label="broken_stream")
+                        exchange.started = True
+                        await send_start(send, 200, b"text/event-stream", self._headers(exchange, backend))
+                    await send_body(send, event, more=True)
+                if reader.error is not None or reader.finished:
+                    break
+        except BrokenStream as error:
+            raise EngineFailed(str(error), retriable=False) from None
+        if reader.error is not None or not reader.finished:
+            raise EngineFailed("the engine's stream ended early", retriable=not exchange.started)
+        exchange.outcome = Outcome(
+            failed=False,
+            latency=time.monotonic() - asked,
+            ttft=ttft,
+            prompt_tokens=reader.prompt_tokens,
+            output_tokens=reader.output_tokens if reader.output_tokens is not None else reader.tokens_seen,
+            finish_reason=reader.finish_reason,
+        )
+        await send_body(send, b"", more=False)
+
+    async def _from_template(self, exchange: Exchange, completion: Completion, send: Send) -> bool:
+        """Answer with the pool's template, marked as such. False if there is none."""
+        table = self.table
+        if table is None or table.fallback_template is None:
+            return False
+        exchange.route, exchange.started = "template", True
+        exchange.outcome = Outcome(failed=False, label="template")
+        self.observations.fallbacks += 1
+        identity, created = f"chatcmpl-{exchange.id}", int(time.time())
+        make = template_events if completion.stream else template_answer
+        body = make(identity, created, table.model, completion.kind, table.fallback_template)
+        kind = b"text/event-stream" if completion.stream else b"application/json"
+        await send_start(send, 200, kind, [(b"x-sluice-fallback", b"template"), *_identity(exchange)], len(body))
+        await send_body(send, body, more=False)
+        return True
+
+    def _headers(self, exchange: Exchange, backend: Backend) -> list[tuple[bytes, bytes]]:
+        headers = [
+            (b"x-sluice-version", backend.model_version.encode()),
+            (b"x-sluice-lineage", backend.lineage.encode("latin-1", "replace")),
+            *_identity(exchange),
+        ]
+        if self.draining:
+            headers.append((b"connection", b"close"))
+        return headers
+
+    async def _refuse(self, exchange: Exchange, error: ApiError, send: Send) -> None:
+        if exchange.outcome is None:
+            label = "rejected" if error.status == 429 else "client_error" if error.status < 500 else "unavailable"
+            exchange.outcome = Outcome(failed=False, label=label)
+        exchange.started = True
+        body = error.encoded()
+        headers = [*error.headers(), *_identity(exchange)]
+        await send_start(send, error.status, b"application/json", headers, len(body))
+        await send_body(send, body, more=False)
+
+    def _record(self, exchange: Exchange, table: RoutingTable) -> None:
+        outcome = exchange.outcome or Outcome(failed=True, label="internal_error")
+        backend = exchange.backend
+        if backend is not None and outcome.label not in {"client_error", "rejected"}:
+            self.observations.record(backend.model_version, table.window, outcome)
+        self.interactions.add(
+            Interaction(
+                id=exchange.id,
+                time=datetime.now(UTC),
+                tenant=exchange.tenant,
+                user=exchange.user,
+                model=table.model,
+                version=backend.model_version if backend else None,
+                lineage=backend.lineage if backend else None,
+                context_reference=None,
+                prompt_tokens=outcome.prompt_tokens,
+                output_tokens=outcome.output_tokens,
+                ttft=outcome.ttft,
+                latency=time.monotonic() - exchange.began,
+                finish_reason=outcome.finish_reason,
+                route=exchange.route,
+                outcome=outcome.label,
+            )
+        )
+
+
+def _failed(exchange: Exchange, label: str, ttft: float | None = None) -> Outcome:
+    if ttft is not None:
+        label = "broken_stream"
+    return Outcome(failed=True, ttft=ttft, label=label)
+
+
+def _identity(exchange: Exchange) -> list[tuple[bytes, bytes]]:
+    return [(b"x-request-id", exchange.id.encode())]

@@ -1,0 +1,126 @@
+"""The gateway's settings, all from the environment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sluice_contracts.base import seconds
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+DEFAULT_DATABASE = "sqlite:////var/lib/sluice/interactions.db"
+
+
+class SettingsError(Exception):
+    """The environment is wrong; the message names the variable and what it should hold."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Each is read from the variable that `read_settings` names."""
+
+    keys_dir: Path
+    routes_file: Path | None = None
+    routes_config_map: tuple[str, str] | None = None
+    """Namespace and name."""
+    database_url: str = DEFAULT_DATABASE
+    retention_seconds: float = 30 * 86400
+    pseudonym_key_file: Path | None = None
+    host: str = "0.0.0.0"
+    port: int = 8080
+    internal_port: int = 8081
+    request_timeout: float = 300.0
+    drain_seconds: float = 25.0
+    drain_delay: float = 2.0
+    """How long requests are still accepted after SIGTERM: the time Kubernetes takes to tell everyone."""
+    kubernetes_url: str = ""
+    token_file: Path = SERVICE_ACCOUNT / "token"
+    ca_file: Path = SERVICE_ACCOUNT / "ca.crt"
+
+
+def read_settings(env: Mapping[str, str]) -> Settings:
+    """Settings from `env`. Raises SettingsError."""
+    config_map = _config_map(env.get("SLUICE_ROUTES_CONFIGMAP", ""))
+    routes_file = Path(env["SLUICE_ROUTES_FILE"]) if env.get("SLUICE_ROUTES_FILE") else None
+    if (config_map is None) == (routes_file is None):
+        raise SettingsError(
+            "set exactly one of SLUICE_ROUTES_CONFIGMAP (namespace/name) and SLUICE_ROUTES_FILE (a path)"
+        )
+    keys_dir = env.get("SLUICE_KEYS_DIR")
+    if not keys_dir:
+        raise SettingsError("SLUICE_KEYS_DIR is not set: it names the folder with one API key per file")
+    key_file = env.get("SLUICE_PSEUDONYM_KEY_FILE")
+    return Settings(
+        keys_dir=Path(keys_dir),
+        routes_file=routes_file,
+        routes_config_map=config_map,
+        database_url=_database_url(env),
+        retention_seconds=_duration(env, "SLUICE_RETENTION", "30d"),
+        pseudonym_key_file=Path(key_file) if key_file else None,
+        host=env.get("SLUICE_HOST", "0.0.0.0"),
+        port=_port(env, "SLUICE_PORT", 8080),
+        internal_port=_port(env, "SLUICE_INTERNAL_PORT", 8081),
+        request_timeout=_number(env, "SLUICE_REQUEST_TIMEOUT_SECONDS", 300),
+        drain_seconds=_number(env, "SLUICE_DRAIN_SECONDS", 25),
+        drain_delay=_number(env, "SLUICE_DRAIN_DELAY_SECONDS", 2),
+        kubernetes_url=_kubernetes_url(env),
+        token_file=Path(env.get("SLUICE_KUBERNETES_TOKEN_FILE", SERVICE_ACCOUNT / "token")),
+        ca_file=Path(env.get("SLUICE_KUBERNETES_CA_FILE", SERVICE_ACCOUNT / "ca.crt")),
+    )
+
+
+def _config_map(text: str) -> tuple[str, str] | None:
+    if not text:
+        return None
+    namespace, _, name = text.partition("/")
+    if not namespace or not name or "/" in name:
+        raise SettingsError(f"SLUICE_ROUTES_CONFIGMAP is {text!r}; expected namespace/name")
+    return namespace, name
+
+
+def _database_url(env: Mapping[str, str]) -> str:
+    if path := env.get("SLUICE_DATABASE_URL_FILE"):
+        try:
+            url = Path(path).read_text().strip()
+        except OSError as error:
+            raise SettingsError(f"SLUICE_DATABASE_URL_FILE: cannot read {path}: {error.strerror}") from None
+        name = "SLUICE_DATABASE_URL_FILE"
+    else:
+        url, name = env.get("SLUICE_DATABASE_URL") or DEFAULT_DATABASE, "SLUICE_DATABASE_URL"
+    if not url.startswith(("sqlite:///", "postgresql://", "postgres://")):
+        # The URL may hold a password, so it is not repeated here.
+        raise SettingsError(f"{name} must start with postgresql:// or sqlite:///")
+    return url
+
+
+def _duration(env: Mapping[str, str], name: str, default: str) -> float:
+    try:
+        return seconds(env.get(name) or default)
+    except ValueError as error:
+        raise SettingsError(f"{name}: {error}") from None
+
+
+def _number(env: Mapping[str, str], name: str, default: float) -> float:
+    text = env.get(name) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        raise SettingsError(f"{name} is {text!r}; expected a number of seconds") from None
+    if not 0 <= value <= 86400:
+        raise SettingsError(f"{name} is {text}; expected 0 to 86400 seconds")
+    return value
+
+
+def _port(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name) or str(default)
+    if not text.isdecimal() or int(text) > 65535:
+        raise SettingsError(f"{name} is {text!r}; expected a port number")
+    return int(text)
+
+
+def _kubernetes_url(env: Mapping[str, str]) -> str:
+    if url := env.get("SLUICE_KUBERNETES_URL"):
+        return url.rstrip("/")
+    host, port = env.get("KUBERNETES_SERVICE_HOST", ""), env.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        return ""
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"

@@ -1,0 +1,71 @@
+"""One replica: verified files, then Ray Serve LLM's server with vLLM, then one generation before it counts as ready."""
+
+import asyncio
+import json
+import logging
+import os
+import time
+from typing import Any
+
+from sluice_contracts.manifest import Artifact
+
+from sluice_serving import fork_server
+from sluice_serving.arguments import ServeArguments, environment, llm_config
+from sluice_serving.artifacts import cache_folder, fetch_model
+
+logger = logging.getLogger("ray.serve")
+
+
+class ModelReplica:
+    """A Serve deployment whose HTTP interface is vLLM's own, so that tokens stream with no hop in between."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, arguments: dict[str, Any], run_uri: str, artifacts: list[dict[str, Any]]
+    ) -> None:
+        began = time.monotonic()
+        parsed = ServeArguments.model_validate(arguments)
+        for name, value in environment(parsed).items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("USER", "sluice")  # PyTorch asks for the user's name, and a container may have none
+        files = [Artifact.model_validate(artifact) for artifact in artifacts]
+        folder = await asyncio.to_thread(fetch_model, run_uri, files, cache_folder())
+        verified = time.monotonic()
+        if parsed.kind == "cpu":
+            fork_server.begin()
+        config = json.loads((folder / "config.json").read_bytes())
+
+        # Imports vLLM, which takes seconds: only after the files are right.
+        from sluice_serving.engine import start_server
+
+        self._server = await start_server(llm_config(parsed, str(folder), config), run_uri, files)
+        started = time.monotonic()
+        await warm_up(self._server, parsed.model)
+        logger.info(
+            "%s is ready: files verified in %.1f s, engine started in %.1f s, warmed up in %.1f s",
+            parsed.model_version,
+            verified - began,
+            started - verified,
+            time.monotonic() - started,
+        )
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        return await self._server.__serve_build_asgi_app__()
+
+    async def check_health(self) -> None:
+        """Serve asks every few seconds; a dead engine raises, and Serve replaces the replica."""
+        await self._server.check_health()
+
+
+async def warm_up(server: Any, model: str) -> None:
+    """Two short answers, greedy and sampled, so that the first user does not wait for what is built on first use.
+
+    Raises RuntimeError if the engine cannot answer: such a version must not become ready.
+    """
+    from ray.serve.llm.openai_api_models import ChatCompletionRequest, ErrorResponse
+
+    hello = [{"role": "user", "content": "Hello"}]
+    for sampling in ({"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9, "seed": 1}):
+        request = ChatCompletionRequest(model=model, messages=hello, max_tokens=4, **sampling)
+        async for answer in await server.chat(request):
+            if isinstance(answer, ErrorResponse):
+                raise RuntimeError(f"{model} failed its first request: {answer.error.message}")
