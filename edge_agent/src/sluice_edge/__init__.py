@@ -1,0 +1,1 @@
+"""The edge agent: pulls, verifies and answers on a person's own machine."""

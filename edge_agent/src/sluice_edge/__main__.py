@@ -1,0 +1,5 @@
+"""`python -m sluice_edge`."""
+
+from sluice_edge.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Proof that answers need no network, and that the proof itself would notice one."""

@@ -1,0 +1,1 @@
+"""The puller: the only part that reaches the network, and it never sees a prompt."""
