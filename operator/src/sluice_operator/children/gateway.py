@@ -1,0 +1,181 @@
+"""The pool's gateway: Deployment, Service, and the least rights it can live with.
+
+Its ServiceAccount may read exactly one object: the pool's routes ConfigMap.
+"""
+
+from typing import Any
+
+from sluice_contracts.inference_pool import InferencePoolSpec
+from sluice_contracts.names import LABEL_COMPONENT, LABEL_POOL
+
+from sluice_operator.children.metadata import child, labels
+from sluice_operator.children.pods import TMP, container, environment, overlay, pod_spec
+from sluice_operator.children.routes import routes_name
+from sluice_operator.kube.resources import (
+    DEPLOYMENT,
+    INFERENCE_POOL,
+    NETWORK_POLICY,
+    ROLE,
+    ROLE_BINDING,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    Resource,
+)
+from sluice_operator.plan import Meta
+from sluice_operator.settings import Settings
+
+API_PORT = 8080
+INTERNAL_PORT = 8081
+KEYS = "/etc/sluice/keys"
+DATABASE = "/etc/sluice/database"
+OPERATOR_LABEL = {"app.kubernetes.io/name": "sluice-operator"}
+METRICS_NAMESPACE_LABEL = {"sluice.dev/metrics": "allowed"}
+
+
+def gateway_name(pool: str) -> str:
+    """Name of the pool's Deployment, Service, ServiceAccount, Role and RoleBinding."""
+    return f"{pool}-gateway"
+
+
+def gateway_url(meta: Meta) -> str:
+    """Where applications in the cluster send requests."""
+    return f"http://{gateway_name(meta.name)}.{meta.namespace}.svc.cluster.local"
+
+
+def pod_labels(pool: str) -> dict[str, str]:
+    """The labels that select the pool's gateway pods."""
+    return {LABEL_COMPONENT: "gateway", LABEL_POOL: pool}
+
+
+def gateway_objects(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> list[tuple[Resource, dict[str, Any]]]:
+    """All objects of the gateway but its routes, in the order they are applied."""
+    return [
+        (SERVICE_ACCOUNT, _child(SERVICE_ACCOUNT, meta, spec, automountServiceAccountToken=False)),
+        (ROLE, _role(meta, spec)),
+        (ROLE_BINDING, _role_binding(meta, spec)),
+        (NETWORK_POLICY, _network_policy(meta, spec)),
+        (SERVICE, _service(meta, spec)),
+        (DEPLOYMENT, _deployment(meta, spec, settings)),
+    ]
+
+
+def _child(resource: Resource, meta: Meta, pool: InferencePoolSpec, /, **body: Any) -> dict[str, Any]:
+    label = labels("gateway", model=pool.model, lineage=None, **{LABEL_POOL: meta.name})
+    return child(resource, gateway_name(meta.name), INFERENCE_POOL, meta, label, **body)
+
+
+def _role(meta: Meta, spec: InferencePoolSpec) -> dict[str, Any]:
+    rule = {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "resourceNames": [routes_name(meta.name)],
+        "verbs": ["get", "list", "watch"],
+    }
+    return _child(ROLE, meta, spec, rules=[rule])
+
+
+def _role_binding(meta: Meta, spec: InferencePoolSpec) -> dict[str, Any]:
+    name = gateway_name(meta.name)
+    return _child(
+        ROLE_BINDING,
+        meta,
+        spec,
+        roleRef={"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        subjects=[{"kind": "ServiceAccount", "name": name, "namespace": meta.namespace}],
+    )
+
+
+def _network_policy(meta: Meta, spec: InferencePoolSpec) -> dict[str, Any]:
+    inside = [
+        {"namespaceSelector": {}, "podSelector": {"matchLabels": OPERATOR_LABEL}},
+        {"namespaceSelector": {"matchLabels": METRICS_NAMESPACE_LABEL}},
+    ]
+    return _child(
+        NETWORK_POLICY,
+        meta,
+        spec,
+        spec={
+            "podSelector": {"matchLabels": pod_labels(meta.name)},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {"ports": [{"port": API_PORT, "protocol": "TCP"}]},
+                {"ports": [{"port": INTERNAL_PORT, "protocol": "TCP"}], "from": inside},
+            ],
+        },
+    )
+
+
+def _service(meta: Meta, spec: InferencePoolSpec) -> dict[str, Any]:
+    return _child(
+        SERVICE,
+        meta,
+        spec,
+        spec={
+            "type": "ClusterIP",
+            "selector": pod_labels(meta.name),
+            "ports": [{"name": "http", "port": 80, "targetPort": API_PORT, "protocol": "TCP"}],
+        },
+    )
+
+
+def _deployment(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> dict[str, Any]:
+    label = labels("gateway", model=spec.model, lineage=None, **{LABEL_POOL: meta.name})
+    env = {
+        "SLUICE_ROUTES_CONFIGMAP": f"{meta.namespace}/{routes_name(meta.name)}",
+        "SLUICE_KEYS_DIR": KEYS,
+        "SLUICE_PORT": str(API_PORT),
+        "SLUICE_INTERNAL_PORT": str(INTERNAL_PORT),
+        "SLUICE_RETENTION": spec.gateway.interactions.retention,
+    }
+    mounts: list[dict[str, Any]] = [
+        {"name": "keys", "mountPath": KEYS, "readOnly": True},
+        {"name": "data", "mountPath": "/var/lib/sluice"},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+    volumes: list[dict[str, Any]] = [
+        {"name": "keys", "secret": {"secretName": spec.gateway.auth.secret_ref.name}},
+        {"name": "data", "emptyDir": {}},
+        TMP,
+    ]
+    database = spec.gateway.interactions.database_secret_ref
+    if database is not None:
+        env["SLUICE_DATABASE_URL_FILE"] = f"{DATABASE}/{database.key}"
+        mounts.append({"name": "database", "mountPath": DATABASE, "readOnly": True})
+        volumes.append({"name": "database", "secret": {"secretName": database.name}})
+    main = container(
+        "gateway",
+        settings.images.gateway,
+        settings,
+        command=["sluice-gateway"],
+        env=environment(settings, **env),
+        ports=[
+            {"name": "http", "containerPort": API_PORT, "protocol": "TCP"},
+            {"name": "internal", "containerPort": INTERNAL_PORT, "protocol": "TCP"},
+        ],
+        volumeMounts=mounts,
+        readinessProbe=_probe("/readyz", period=2, failures=3),
+        livenessProbe=_probe("/healthz", period=10, failures=6),
+        startupProbe=_probe("/healthz", period=1, failures=120),
+        resources={"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+    )
+    fields = {"serviceAccountName": gateway_name(meta.name), "automountServiceAccountToken": True}
+    pod = {"metadata": {"labels": label}, "spec": pod_spec(settings, [main], volumes, **fields)}
+    return _child(
+        DEPLOYMENT,
+        meta,
+        spec,
+        spec={
+            "replicas": spec.gateway.replicas,
+            "selector": {"matchLabels": pod_labels(meta.name)},
+            "template": overlay(pod, spec.gateway.pod_template),
+        },
+    )
+
+
+def _probe(path: str, *, period: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": "internal"},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }

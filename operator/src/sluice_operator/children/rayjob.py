@@ -1,0 +1,137 @@
+"""The RayJob of one attempt of a training run.
+
+Settings that were found to matter: HTTPMode needs no submitter pod; backoffLimit 0 because attempts are ours (KubeRay's
+retries make a new cluster each, without a pause); RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=10 cuts Ray Train's recovery
+after a lost node from a minute to a third of it; the drain time must end inside a spot node's 15 s.
+"""
+
+from typing import Any
+
+from sluice_contracts.names import LABEL_TRAINING_RUN
+from sluice_contracts.training_run import TrainingRunSpec
+
+from sluice_operator.children.hardware import Machine, machine
+from sluice_operator.children.job_config import config_map_name
+from sluice_operator.children.metadata import child, labels
+from sluice_operator.children.pods import SHARED_MEMORY, TMP, container, environment, overlay, pod_spec
+from sluice_operator.kube.resources import RAY_JOB, TRAINING_RUN
+from sluice_operator.plan import Meta
+from sluice_operator.settings import Settings
+
+ENTRYPOINT = "sluice-train job --config /etc/sluice/run.json"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+TTL_SECONDS = 30
+"""How long the cluster of a finished job stays, for its logs."""
+DRAIN_SECONDS = 12
+GRACE_SECONDS = 15
+"""GKE gives user pods 15 s when it takes a spot node back."""
+LOGICAL_CPUS = 2
+"""CPUs that Ray may hand out on a CPU-only head: they admit the worker and limit nobody. No more than needed, because
+Ray starts a Python process for each at once."""
+HEAD_RESOURCES = {"cpu": "1", "memory": "2Gi"}
+"""Of a head that only coordinates."""
+
+
+def attempt_name(run: str, attempt: int) -> str:
+    """`<run>`, then `<run>-2`, `<run>-3` and so on."""
+    return run if attempt == 1 else f"{run}-{attempt}"
+
+
+def attempt_number(run: str, name: str) -> int | None:
+    """Which attempt a RayJob is, or None if it is none of this run's."""
+    if name == run:
+        return 1
+    tail = name.removeprefix(f"{run}-")
+    return int(tail) if tail != name and tail.isdigit() and int(tail) > 1 else None
+
+
+def ray_job(meta: Meta, spec: TrainingRunSpec, lineage: str, attempt: int, settings: Settings) -> dict[str, Any]:
+    """The RayJob of attempt number `attempt`. Raises HardwareError."""
+    box = machine(spec.hardware)
+    alone = _fits_the_head(spec)
+    label = labels("trainer", model=spec.model, lineage=lineage, **{LABEL_TRAINING_RUN: meta.name})
+    head_resources = box.resources if alone else {"requests": HEAD_RESOURCES, "limits": HEAD_RESOURCES}
+    cluster: dict[str, Any] = {
+        "rayVersion": settings.ray_version,
+        "headGroupSpec": {
+            "rayStartParams": {
+                "dashboard-host": "0.0.0.0",
+                "num-cpus": str(max(LOGICAL_CPUS, box.cpus) if alone else 0),
+            },
+            "template": _template("ray-head", spec, box if alone else None, head_resources, label, settings),
+        },
+    }
+    if not alone:
+        workers = spec.hardware.workers
+        start = {"num-cpus": str(box.cpus)} | ({"num-gpus": str(box.gpus)} if box.gpus else {})
+        cluster["workerGroupSpecs"] = [
+            {
+                "groupName": "workers",
+                "replicas": workers.max,
+                "minReplicas": workers.min,
+                "maxReplicas": workers.max,
+                "numOfHosts": box.hosts,
+                "rayStartParams": start,
+                "template": _template("ray-worker", spec, box, box.resources, label, settings),
+            }
+        ]
+    body = {
+        "entrypoint": ENTRYPOINT,
+        "submissionMode": "HTTPMode",
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": TTL_SECONDS,
+        "backoffLimit": 0,
+        "rayClusterSpec": cluster,
+    }
+    if spec.queue_name is not None:
+        label = label | {QUEUE_LABEL: spec.queue_name}
+    return child(RAY_JOB, attempt_name(meta.name, attempt), TRAINING_RUN, meta, label, lineage=lineage, spec=body)
+
+
+def suspended(meta: Meta, name: str, suspend: bool) -> dict[str, Any]:
+    """Only `spec.suspend` of a RayJob: applied by a manager of its own, so that nothing else of a running job moves."""
+    return {
+        "apiVersion": RAY_JOB.api_version,
+        "kind": RAY_JOB.kind,
+        "metadata": {"name": name, "namespace": meta.namespace},
+        "spec": {"suspend": suspend},
+    }
+
+
+def _fits_the_head(spec: TrainingRunSpec) -> bool:
+    """One CPU worker trains in the head pod: a second pod would only wait."""
+    return spec.hardware.accelerator == "cpu" and spec.hardware.workers.max == 1
+
+
+def _template(
+    name: str,
+    spec: TrainingRunSpec,
+    box: Machine | None,
+    resources: dict[str, dict[str, str]],
+    label: dict[str, str],
+    settings: Settings,
+) -> dict[str, Any]:
+    env = environment(
+        settings,
+        RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="10",
+        RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=str(DRAIN_SECONDS),
+    )
+    main = container(
+        name,
+        settings.images.trainer,
+        settings,
+        env=env,
+        resources=resources,
+        volumeMounts=[
+            {"name": "job", "mountPath": "/etc/sluice", "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    )
+    fields: dict[str, Any] = {"terminationGracePeriodSeconds": GRACE_SECONDS} | (box.pod_fields() if box else {})
+    if settings.service_account:
+        fields["serviceAccountName"] = settings.service_account
+    run = label[LABEL_TRAINING_RUN]
+    volumes = [{"name": "job", "configMap": {"name": config_map_name(run)}}, TMP, SHARED_MEMORY]
+    pod = {"metadata": {"labels": dict(label)}, "spec": pod_spec(settings, [main], volumes, **fields)}
+    return overlay(pod, spec.pod_template)

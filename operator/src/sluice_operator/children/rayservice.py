@@ -1,0 +1,139 @@
+"""The RayService that serves one version of a pool.
+
+`upgradeStrategy: None` on purpose: KubeRay would replace the cluster by itself, on a timer and without a look at any
+metric. A new version is a new RayService, named by its manifest's digest, and the gateway's weights decide.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from sluice_contracts.inference_pool import InferencePoolSpec
+from sluice_contracts.names import LABEL_MODEL_VERSION, LABEL_POOL
+from sluice_contracts.training_run import ManifestReference
+
+from sluice_operator.children.hardware import Machine, machine
+from sluice_operator.children.metadata import child, labels, short_name
+from sluice_operator.children.pods import SHARED_MEMORY, TMP, container, environment, overlay, pod_spec
+from sluice_operator.kube.resources import INFERENCE_POOL, RAY_SERVICE
+from sluice_operator.plan import Meta
+from sluice_operator.settings import Settings
+
+APPLICATION = "llm"
+IMPORT_PATH = "sluice_serving.app:build"
+SERVE_PORT = 8000
+HEAD_RESOURCES = {"cpu": "1", "memory": "2Gi"}
+HEADROOM = 2
+"""Requests an engine takes beyond the gateway's limit: the gateway is the one that queues."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """What a RayService needs to know of a ModelVersion."""
+
+    name: str
+    model: str
+    lineage: str
+    manifest: ManifestReference
+
+
+def service_name(pool: str, digest: str) -> str:
+    """`<pool>-<digest8>`: two versions can never share one."""
+    return f"{pool}-{digest.removeprefix('sha256:')[:8]}"
+
+
+def engine_url(service: str, namespace: str) -> str:
+    """Where the version's OpenAI API answers inside the cluster, without `/v1`."""
+    return f"http://{service}-serve-svc.{namespace}.svc.cluster.local:{SERVE_PORT}"
+
+
+def ray_service(meta: Meta, spec: InferencePoolSpec, version: Version, settings: Settings) -> dict[str, Any]:
+    """The RayService of `version`. Raises HardwareError."""
+    box = machine(spec.hardware)
+    alone = spec.hardware.accelerator == "cpu" and spec.replicas.max == 1
+    own = {LABEL_POOL: meta.name, LABEL_MODEL_VERSION: short_name(version.name)}
+    label = labels("engine", model=version.model, lineage=version.lineage, **own)
+    head_resources = box.resources if alone else {"requests": HEAD_RESOURCES, "limits": HEAD_RESOURCES}
+    cluster: dict[str, Any] = {
+        "rayVersion": settings.ray_version,
+        "headGroupSpec": {
+            "rayStartParams": {
+                "dashboard-host": "0.0.0.0",
+                # One replica takes one; Serve's own actors take none. Ray starts a Python process for each at once.
+                "num-cpus": str(box.cpus if alone else 0),
+            },
+            "template": _template("ray-head", spec, box if alone else None, head_resources, label, settings),
+        },
+    }
+    if not alone:
+        start = {"num-cpus": str(max(2, box.cpus))} | ({"num-gpus": str(box.gpus)} if box.gpus else {})
+        lowest = max(spec.replicas.min, spec.replicas.warm)
+        cluster["enableInTreeAutoscaling"] = spec.replicas.max > lowest
+        cluster["workerGroupSpecs"] = [
+            {
+                "groupName": "engines",
+                "replicas": lowest,
+                "minReplicas": lowest,
+                "maxReplicas": spec.replicas.max,
+                "numOfHosts": box.hosts,
+                "rayStartParams": start,
+                "template": _template("ray-worker", spec, box, box.resources, label, settings),
+            }
+        ]
+    body = {
+        "upgradeStrategy": {"type": "None"},
+        "serveConfigV2": yaml.safe_dump({"applications": [_application(spec, version)]}, sort_keys=True),
+        "rayClusterConfig": cluster,
+    }
+    name = service_name(meta.name, version.manifest.digest)
+    return child(RAY_SERVICE, name, INFERENCE_POOL, meta, label, lineage=version.lineage, spec=body)
+
+
+def _application(spec: InferencePoolSpec, version: Version) -> dict[str, Any]:
+    args: dict[str, Any] = {
+        "model": version.model,
+        "modelVersion": version.name,
+        "lineage": version.lineage,
+        "manifestUri": version.manifest.uri,
+        "manifestDigest": version.manifest.digest,
+        "maxModelLen": spec.engine.max_model_len,
+        "dtype": spec.engine.dtype,
+        "engineArgs": dict(spec.engine.args),
+        "minReplicas": max(spec.replicas.min, spec.replicas.warm),
+        "maxReplicas": spec.replicas.max,
+        "targetOngoing": spec.replicas.target_ongoing,
+        "maxOutputTokens": spec.limits.max_output_tokens,
+        "maxOngoing": spec.limits.in_flight_per_replica + HEADROOM,
+        "accelerator": spec.hardware.accelerator.value,
+    }
+    if spec.hardware.count is not None:
+        args["count"] = spec.hardware.count
+    if spec.hardware.topology is not None:
+        args["topology"] = spec.hardware.topology
+    return {"name": APPLICATION, "import_path": IMPORT_PATH, "route_prefix": "/", "args": args}
+
+
+def _template(
+    name: str,
+    spec: InferencePoolSpec,
+    box: Machine | None,
+    resources: dict[str, dict[str, str]],
+    label: dict[str, str],
+    settings: Settings,
+) -> dict[str, Any]:
+    main = container(
+        name,
+        settings.images.serve,
+        settings,
+        env=environment(settings),
+        resources=resources,
+        volumeMounts=[
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    )
+    fields: dict[str, Any] = box.pod_fields() if box else {}
+    if settings.service_account:
+        fields["serviceAccountName"] = settings.service_account
+    pod = {"metadata": {"labels": dict(label)}, "spec": pod_spec(settings, [main], [TMP, SHARED_MEMORY], **fields)}
+    return overlay(pod, spec.pod_template)

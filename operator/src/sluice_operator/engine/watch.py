@@ -1,0 +1,116 @@
+"""kopf, for what it does best: keeping watches alive. Only `on.event` is registered, so kopf writes nothing.
+
+Its exceptions policy for events is to ignore them, and it never retries: the handler here only hands the object over,
+which cannot fail. It has a thread and an event loop of its own, because it ends every task of the loop it runs in.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import kopf
+from sluice_contracts.names import LABEL_MANAGED_BY, MANAGED_BY
+
+from sluice_operator.kube.credentials import connection
+from sluice_operator.kube.resources import CHILDREN, OWN, Resource
+from sluice_operator.plan import Object
+
+PAGE = 500
+SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+GOODBYE_SECONDS = 5.0
+CLOSING_SECONDS = 0.1
+"""TLS connections close in a later turn of the loop than the one that asks them to."""
+Changed = Callable[[Resource, Object, bool], None]
+"""Told of each event: the resource, the object, and whether it was deleted."""
+
+
+class Watcher:
+    """kopf in its thread. `changed` is called in the loop that started it."""
+
+    def __init__(self, changed: Changed, namespaces: tuple[str, ...]) -> None:
+        self._changed = changed
+        self._namespaces = namespaces
+        self._stop = threading.Event()
+        self._ended: asyncio.Future[None] | None = None
+
+    async def run(self) -> None:
+        """Watch until cancelled. Ends by itself only with an error, which is raised."""
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        threading.Thread(target=self._thread, args=(loop, self._ended), name="kopf", daemon=True).start()
+        try:
+            await asyncio.shield(self._ended)
+            if not self._stop.is_set():
+                raise RuntimeError("the watches ended by themselves")
+        finally:
+            self._stop.set()
+            await asyncio.wait([self._ended], timeout=GOODBYE_SECONDS)
+
+    def _thread(self, loop: asyncio.AbstractEventLoop, ended: "asyncio.Future[None]") -> None:
+        def hand_over(resource: Resource, obj: Object, deleted: bool) -> None:
+            loop.call_soon_threadsafe(self._changed, resource, obj, deleted)
+
+        def finish(error: BaseException | None) -> None:
+            if not ended.done():
+                ended.set_exception(error) if error is not None else ended.set_result(None)
+
+        error: BaseException | None = None
+        try:
+            asyncio.run(self._watch(hand_over))
+        except BaseException as caught:
+            error = caught
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(finish, error)
+
+    async def _watch(self, hand_over: Changed) -> None:
+        await kopf.operator(
+            registry=registry(hand_over),
+            settings=settings(self._namespaces),
+            standalone=True,
+            clusterwide=not self._namespaces,
+            namespaces=self._namespaces,
+            stop_flag=self._stop,
+        )
+        await asyncio.sleep(CLOSING_SECONDS)
+
+
+def registry(changed: Changed) -> kopf.OperatorRegistry:
+    """A registry that passes every event of our kinds and their children to `changed`."""
+    found = kopf.OperatorRegistry()
+    for resource in (*OWN, *CHILDREN):
+        _register(found, resource, changed)
+
+    @kopf.on.login(registry=found)
+    def login(**_: Any) -> kopf.ConnectionInfo:
+        return connection()
+
+    return found
+
+
+def _register(found: kopf.OperatorRegistry, resource: Resource, changed: Changed) -> None:
+    async def handle(event: dict[str, Any], **_: Any) -> None:
+        changed(resource, event["object"], event.get("type") == "DELETED")
+
+    name = f"{resource.plural}.{resource.group}"
+    group = resource.group or ""
+    kopf.on.event(group, resource.version, resource.plural, id=name, registry=found)(handle)  # type: ignore[arg-type]
+
+
+def settings(namespaces: tuple[str, ...]) -> kopf.OperatorSettings:
+    """kopf's settings: short deadlines, paged lists, only our own children, nothing posted or persisted."""
+    found = kopf.OperatorSettings()
+    found.posting.enabled = False
+    found.networking.request_timeout = 30
+    found.networking.connect_timeout = 10
+    found.watching.connect_timeout = 10
+    found.queueing.exit_timeout = 0.5
+    found.queueing.idle_timeout = 1.0
+    found.watching.chunk_size = PAGE
+    found.scanning.disabled = bool(namespaces)
+    for resource in CHILDREN:
+        found.watching.label_selectors[resource.group, resource.version, resource.plural] = SELECTOR
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # signals are the main thread's, as meant
+    return found

@@ -1,0 +1,160 @@
+"""The decision for an InferencePool: the rollout's turn, and the children that follow from the new status."""
+
+from datetime import datetime, timedelta
+
+from sluice_contracts.base import parse_timestamp, seconds
+from sluice_contracts.inference_pool import InferencePoolSpec, InferencePoolStatus, ServedVersion
+from sluice_contracts.names import ANNOTATION_ROLLOUT, ConditionType
+from sluice_contracts.routing import Backend
+
+from sluice_operator.children.gateway import gateway_objects, gateway_url
+from sluice_operator.children.hardware import HardwareError
+from sluice_operator.children.rayservice import engine_url, ray_service
+from sluice_operator.children.routes import routes_config_map, routing_table
+from sluice_operator.conditions import ConditionSet
+from sluice_operator.inference_pool.observe import Observed, window_of
+from sluice_operator.inference_pool.rollout import Manner, Standing, Turn, candidate_weight, turn
+from sluice_operator.kube.resources import CONFIG_MAP, RAY_SERVICE
+from sluice_operator.plan import Apply, Delete, Meta, Plan
+from sluice_operator.settings import Settings
+
+DRAIN_SECONDS = 30.0
+"""A refused engine stays this long without new requests, so that answers under way can end."""
+UNREADY_SECONDS = 30.0
+
+
+def plan(meta: Meta, spec: InferencePoolSpec, observed: Observed, settings: Settings, now: datetime) -> Plan:
+    """What to do about this pool now."""
+    decided = turn(meta, spec, observed, now)
+    status = decided.status
+    status.observed_generation = meta.generation
+    status.url = gateway_url(meta)
+    status.replicas = sum(max(1, spec.replicas.min) for s in _served(status) if s.ready)
+
+    apply = [Apply(CONFIG_MAP, _routes(meta, spec, observed, status))]
+    apply += [Apply(resource, obj) for resource, obj in gateway_objects(meta, spec, settings)]
+    standing = decided.standing
+    try:
+        apply += _engines(meta, spec, observed, status, settings)
+    except HardwareError as error:
+        standing = Standing(Manner.STALLED, "InvalidHardware", f"spec.{error}")
+    delete, wait = _leftovers(meta, observed, status, now)
+
+    _conditions(meta, observed, status, standing, now)
+    return Plan(
+        apply=apply,
+        delete=delete,
+        status=status.wire(),
+        status_first=True,
+        events=decided.events,
+        requeue_after=_next_look(spec, observed, decided, now, wait),
+        consume=ANNOTATION_ROLLOUT if decided.consume else None,
+        consume_first=decided.consume_first,
+    )
+
+
+def _served(status: InferencePoolStatus) -> list[ServedVersion]:
+    return [s for s in (status.stable, status.candidate, status.previous) if s is not None]
+
+
+def _routes(meta: Meta, spec: InferencePoolSpec, observed: Observed, status: InferencePoolStatus) -> dict[str, object]:
+    """The routing table that follows from the status. The window's name outlives its rollout, so that the counts can
+    still be looked at; the next rollout begins a new one."""
+    share = candidate_weight(spec, status)
+    backends = []
+    window = observed.window
+    if status.stable is not None:
+        backends.append(_backend(meta, spec, status.stable, 100 - share))
+    if status.candidate is not None and status.step is not None:
+        backends.append(_backend(meta, spec, status.candidate, share))
+        window = window_of(status.candidate, status.rollout_started_at)
+    return routes_config_map(meta, routing_table(meta, spec, backends, window))
+
+
+def _backend(meta: Meta, spec: InferencePoolSpec, served: ServedVersion, weight: int) -> Backend:
+    return Backend(
+        model_version=served.model_version,
+        lineage=served.lineage,
+        manifest_digest=served.manifest_digest,
+        url=engine_url(served.ray_service, meta.namespace),
+        weight=weight,
+        replicas=max(1, spec.replicas.min),
+        ready=served.ready,
+    )
+
+
+def _engines(
+    meta: Meta, spec: InferencePoolSpec, observed: Observed, status: InferencePoolStatus, settings: Settings
+) -> list[Apply]:
+    """A RayService for each served version that is still known. One whose ModelVersion is gone, or was made anew with
+    another manifest, is left as it is: it serves, and nobody can say any more how to make it.
+
+    Never more than two at a time, since accelerators are scarce: a candidate waits until a refused one is gone."""
+    found = []
+    kept = {s.ray_service for s in _served(status)}
+    for served in _served(status):
+        if served == status.candidate and served.ray_service not in observed.engines and observed.engines.keys() - kept:
+            continue
+        state = observed.versions.get(served.model_version)
+        version = state.version if state is not None else None
+        if version is not None and version.manifest.digest == served.manifest_digest:
+            found.append(Apply(RAY_SERVICE, ray_service(meta, spec, version, settings)))
+    return found
+
+
+def _leftovers(
+    meta: Meta, observed: Observed, status: InferencePoolStatus, now: datetime
+) -> tuple[list[Delete], float | None]:
+    """Engines nobody is sent to any more, and seconds until the next of them may go."""
+    keep = {s.ray_service for s in _served(status)}
+    gone = [name for name, engine in observed.engines.items() if name not in keep and not engine.deleting]
+    if not gone:
+        return [], None
+    if status.history:
+        ended = parse_timestamp(status.history[-1].ended_at)
+        left = (ended + timedelta(seconds=DRAIN_SECONDS) - now).total_seconds()
+        if left > 0:
+            return [], left
+    return [Delete(RAY_SERVICE, meta.namespace, name) for name in sorted(gone)], None
+
+
+def _conditions(meta: Meta, observed: Observed, status: InferencePoolStatus, standing: Standing, now: datetime) -> None:
+    conditions = ConditionSet(observed.status.conditions, meta.generation, now)
+    match standing.manner:
+        case Manner.READY:
+            conditions.ready(standing.reason, standing.message)
+        case Manner.RECONCILING:
+            conditions.reconciling(standing.reason, standing.message)
+        case Manner.WAITING:
+            conditions.waiting(standing.reason, standing.message)
+        case Manner.STALLED:
+            conditions.stalled(standing.reason, standing.message)
+    stable = status.stable
+    if stable is not None and stable.ready and observed.gateway.ready > 0:
+        conditions.set(ConditionType.AVAILABLE, True, "Serving", f"{stable.model_version} answers")
+    elif stable is None or not stable.ready:
+        conditions.set(ConditionType.AVAILABLE, False, "NoReadyVersion", "no version is ready to answer")
+    else:
+        conditions.set(ConditionType.AVAILABLE, False, "NoReadyGateway", observed.gateway.message)
+    status.conditions = conditions.list()
+
+
+def _next_look(
+    spec: InferencePoolSpec, observed: Observed, decided: Turn, now: datetime, wait: float | None
+) -> float | None:
+    """When to look again: at the next analysis, at the end of a drain or a rollback window, or at a deadline."""
+    status = decided.status
+    waits = [] if wait is None else [wait]
+    if status.candidate is not None and status.step is not None and status.analyzed_at is not None:
+        due = parse_timestamp(status.analyzed_at) + timedelta(seconds=seconds(spec.rollout.interval))
+        waits.append((due - now).total_seconds())
+    elif status.candidate is not None:
+        waits.append(UNREADY_SECONDS)
+    if status.candidate is not None and status.rollout_started_at is not None:
+        end = parse_timestamp(status.rollout_started_at) + timedelta(seconds=seconds(spec.rollout.deadline))
+        if end > now:
+            waits.append((end - now).total_seconds())
+    if status.previous is not None and status.previous.since is not None:
+        end = parse_timestamp(status.previous.since) + timedelta(seconds=seconds(spec.rollout.rollback_window))
+        waits.append((end - now).total_seconds())
+    return max(0.2, min(waits)) if waits else None

@@ -1,0 +1,1 @@
+"""The Kubernetes API over aiohttp: credentials, a small client, the resources in use."""

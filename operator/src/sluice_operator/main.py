@@ -1,0 +1,124 @@
+"""The operator's process: settings, health, the Lease, the first list, the watches, the loop. In that order."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+import aiohttp
+
+from sluice_operator.artifacts import Artifacts
+from sluice_operator.engine import metrics as metrics_
+from sluice_operator.engine.cache import Cache
+from sluice_operator.engine.controller import Controller
+from sluice_operator.engine.leader import Leader, LeadershipLostError
+from sluice_operator.engine.watch import Watcher
+from sluice_operator.kinds import World, deciders, references
+from sluice_operator.kube.client import ApiError, ApiUnreachable, KubeClient
+from sluice_operator.kube.credentials import CredentialsError
+from sluice_operator.settings import Settings, SettingsError, from_environment
+
+log = logging.getLogger("sluice_operator")
+
+
+def main() -> None:
+    """`sluice-operator`: run until told to stop. Exit code 0 after SIGTERM, 1 after a lost Lease or an error."""
+    try:
+        settings = from_environment()
+    except SettingsError as error:
+        print(f"sluice-operator: {error}", file=sys.stderr)  # noqa: T201 - before there is a log
+        sys.exit(1)
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        asyncio.run(run(settings))
+    except (CredentialsError, LeadershipLostError, ApiError, ApiUnreachable) as error:
+        log.error("%s", error)
+        sys.exit(1)
+
+
+async def run(settings: Settings, stop: asyncio.Event | None = None) -> None:
+    """Run one replica until `stop` is set or a signal comes.
+
+    Raises LeadershipLostError when another replica must go on, CredentialsError without an API server.
+    """
+    stop = stop or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    metrics = metrics_.Metrics()
+    async with KubeClient() as kube, aiohttp.ClientSession() as http:
+        cache = Cache(references)
+
+        def refresh() -> None:
+            metrics.queued.set(controller.queue.ready)
+            metrics.objects.set(len(cache))
+            metrics.writes.set(kube.writes)
+
+        world = World(cache, kube, Artifacts(), http, settings)
+        controller = Controller(
+            kube,
+            cache,
+            deciders(world),
+            metrics,
+            namespaces=settings.watch_namespaces,
+            concurrency=settings.concurrency,
+            resync_seconds=settings.resync_seconds,
+        )
+        health = await metrics_.serve(settings.http_port, metrics, refresh, lambda: True)
+        leader = Leader(kube, settings.namespace, settings.identity)
+        try:
+            if settings.leader_election and not await _until(stop, leader.acquire()):
+                return
+            metrics.leading.set(1)
+            await _lead(settings, kube, controller, leader, stop)
+        finally:
+            await leader.release()
+            await health.cleanup()
+
+
+async def _lead(
+    settings: Settings, kube: KubeClient, controller: Controller, leader: Leader, stop: asyncio.Event
+) -> None:
+    """Everything only the leader does."""
+    watcher = Watcher(controller.changed, settings.watch_namespaces)
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait(), name="stop")]
+    if settings.leader_election:
+        tasks.append(asyncio.create_task(leader.keep(), name="lease"))
+    try:
+        listed = asyncio.create_task(controller.relist(), name="first list")
+        await asyncio.wait([listed, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        if not listed.done():
+            listed.cancel()
+            return
+        listed.result()
+        log.info("%d objects known; watching", len(controller.cache))
+        tasks.append(asyncio.create_task(controller.run(), name="loop"))
+        tasks.append(asyncio.create_task(watcher.run(), name="watch"))
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Wait for `work`; False if `stop` came first."""
+    task = asyncio.create_task(work)
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if task.done():
+        task.result()
+        return True
+    task.cancel()
+    return False
+
+
+if __name__ == "__main__":
+    main()

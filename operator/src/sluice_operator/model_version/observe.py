@@ -1,0 +1,158 @@
+"""What is known of a version: whether its files are what its manifest says, who promoted it, how far publishing is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sluice_contracts.evaluation import EvaluationReport
+from sluice_contracts.inference_pool import RolloutOutcome
+from sluice_contracts.manifest import Manifest
+from sluice_contracts.model_version import ModelVersionSpec, ModelVersionStatus, PromotionStatus
+from sluice_contracts.names import ConditionType
+
+from sluice_operator.artifacts import Artifacts, Problem
+from sluice_operator.children.publish_job import publish_job_name, termination_message
+from sluice_operator.conditions import is_true
+from sluice_operator.engine.cache import Cache
+from sluice_operator.kube.client import KubeClient
+from sluice_operator.kube.resources import INFERENCE_POOL, JOB, POD
+from sluice_operator.plan import Meta, Object
+
+
+@dataclass(frozen=True)
+class PublishJobState:
+    """The Job of one stage. `message` is its container's last word, read when it is over."""
+
+    stage: int
+    succeeded: bool = False
+    failed: bool = False
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All that a plan for a version is made from."""
+
+    status: ModelVersionStatus
+    manifest: Manifest | Problem | None = None
+    """None where the version was verified before and nothing needs the manifest now."""
+    gated: bool | None = None
+    """Whether a gate without a waiver let the version through; None where it was not asked."""
+    promotion: PromotionStatus | None = None
+    """By a pool, now or earlier."""
+    proven: bool = False
+    """Whether a pool has promoted it on evidence: not as the first version of an empty pool."""
+    job: PublishJobState | None = None
+    """The Job of the stage that is next."""
+
+
+async def observe(
+    meta: Meta, spec: ModelVersionSpec, status: ModelVersionStatus, cache: Cache, artifacts: Artifacts, kube: KubeClient
+) -> Observed:
+    """Look at the version's files, at the pools of its namespace, and at its publisher."""
+    verified = is_true(status.conditions, ConditionType.VERIFIED)
+    manifest, gated = None, None
+    if not verified or spec.publish is not None:
+        manifest = await artifacts.parsed(Manifest, spec.manifest.uri, spec.manifest.digest)
+    if isinstance(manifest, Manifest) and not verified:
+        problem = await _verify(spec, manifest, artifacts)
+        manifest = problem or manifest
+    if isinstance(manifest, Manifest) and spec.publish is not None:
+        gated = await _gated(manifest, artifacts)
+    return Observed(
+        status=status,
+        manifest=manifest,
+        gated=gated,
+        promotion=promotion(meta, spec, cache) or status.promotion,
+        proven=proven(meta, spec, cache),
+        job=await _job(meta, spec, status, cache, kube),
+    )
+
+
+async def _verify(spec: ModelVersionSpec, manifest: Manifest, artifacts: Artifacts) -> Problem | None:
+    """That the manifest is this model's, and that every artefact and report lies where it says."""
+    if manifest.model != spec.model:
+        return Problem("ManifestMismatch", f"spec.model is {spec.model}, the manifest is of {manifest.model}")
+    folder = spec.manifest.uri.rpartition("/")[0]
+    if manifest.run_uri.rstrip("/") != folder:
+        return Problem(
+            "ManifestMismatch", f"the manifest lies in {folder}, but says its files are in {manifest.run_uri}"
+        )
+    missing = await artifacts.check_sizes(folder, manifest.artifacts)
+    if missing is not None:
+        return Problem(
+            "ArtifactMissing" if missing.reason == "NotFound" else missing.reason, missing.message, missing.lasting
+        )
+    report = await artifacts.parsed(EvaluationReport, manifest.evaluation.uri, manifest.evaluation.digest)
+    if isinstance(report, Problem):
+        return Problem(f"Report{report.reason}", report.message, report.lasting)
+    if report.lineage != manifest.lineage:
+        return Problem("ReportMismatch", f"{manifest.evaluation.uri} is of lineage {report.lineage[:16]}")
+    return None
+
+
+async def _gated(manifest: Manifest, artifacts: Artifacts) -> bool:
+    """A waived gate, a failed one, and none at all are alike: nobody but a canary has judged this version."""
+    if manifest.evaluation.waiver is not None or not manifest.evaluation.passed:
+        return False
+    report = await artifacts.parsed(EvaluationReport, manifest.evaluation.uri, manifest.evaluation.digest)
+    return isinstance(report, EvaluationReport) and bool(report.gates)
+
+
+def promotion(meta: Meta, spec: ModelVersionSpec, cache: Cache) -> PromotionStatus | None:
+    """The pool that promoted exactly this manifest, by its own history. Read here and nowhere else. The pool that
+    `publish.after` names comes first, then the one that did it first."""
+    wanted = spec.publish.after.promoted_in if spec.publish is not None and spec.publish.after is not None else None
+    found: list[tuple[bool, str, str, PromotionStatus]] = []
+    for pool in cache.list(INFERENCE_POOL, meta.namespace):
+        name = pool["metadata"]["name"]
+        for record in _promotions(meta, pool, spec.manifest.digest):
+            status = PromotionStatus(pool=name, at=record["endedAt"], evidence=record.get("message", ""))
+            found.append((name != wanted, record["endedAt"], name, status))
+    return min(found, key=lambda entry: entry[:3])[3] if found else None
+
+
+def proven(meta: Meta, spec: ModelVersionSpec, cache: Cache) -> bool:
+    """Whether any promotion of this manifest rests on verdicts."""
+    pools = cache.list(INFERENCE_POOL, meta.namespace)
+    return any(record.get("verdicts") for pool in pools for record in _promotions(meta, pool, spec.manifest.digest))
+
+
+def _promotions(meta: Meta, pool: Object, digest: str) -> list[dict[str, Any]]:
+    status = pool.get("status") or {}
+    served = [status.get(key) for key in ("stable", "previous")]
+    digests = {s["modelVersion"]: s["manifestDigest"] for s in served if s}
+    return [
+        record
+        for record in status.get("history") or []
+        if record["modelVersion"] == meta.name
+        and record["outcome"] == RolloutOutcome.PROMOTED
+        and digests.get(meta.name, digest) == digest
+    ]
+
+
+async def _job(
+    meta: Meta, spec: ModelVersionSpec, status: ModelVersionStatus, cache: Cache, kube: KubeClient
+) -> PublishJobState | None:
+    if spec.publish is None:
+        return None
+    stage = status.release.published_stage if status.release is not None else 0
+    job = cache.get(JOB, meta.namespace, publish_job_name(meta.name, stage))
+    if job is None:
+        return None
+    conditions = {c["type"]: c["status"] for c in (job.get("status") or {}).get("conditions") or []}
+    succeeded, failed = conditions.get("Complete") == "True", conditions.get("Failed") == "True"
+    message = None
+    if succeeded or failed:
+        message = await _last_word(kube, meta.namespace, job["metadata"]["name"])
+    return PublishJobState(stage, succeeded, failed, message)
+
+
+async def _last_word(kube: KubeClient, namespace: str, job: str) -> str | None:
+    """The termination message of the Job's newest pod."""
+    pods = [pod async for pod in kube.list(POD, namespace, labels=f"batch.kubernetes.io/job-name={job}")]
+    pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
+    for pod in pods:
+        message = termination_message(pod)
+        if message is not None:
+            return message
+    return None

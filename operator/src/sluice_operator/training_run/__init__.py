@@ -1,0 +1,1 @@
+"""TrainingRun: from a dataset to a ModelVersion, through one RayJob an attempt."""

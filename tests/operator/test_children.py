@@ -1,0 +1,169 @@
+"""What the children look like: hardware, pods, gateway, engines, settings."""
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+from sluice_contracts.hardware import ReplicaHardware
+from sluice_contracts.training_run import ManifestReference
+from sluice_operator.children.gateway import gateway_objects
+from sluice_operator.children.hardware import HardwareError, machine, quantity
+from sluice_operator.children.metadata import short_name
+from sluice_operator.children.pods import overlay
+from sluice_operator.children.rayservice import Version, ray_service
+from sluice_operator.settings import SettingsError, from_environment
+
+
+def hardware(**fields: Any) -> ReplicaHardware:
+    return ReplicaHardware.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "topology", "hosts", "chips"),
+    [
+        ("tpu-v6e-slice", "1x1", 1, 1),
+        ("tpu-v6e-slice", "2x4", 1, 8),
+        ("tpu-v6e-slice", "4x4", 4, 4),
+        ("tpu-v5-lite-podslice", "2x2", 1, 4),
+        ("tpu-v5-lite-podslice", "4x8", 8, 4),
+        ("tpu-v5p-slice", "2x2x1", 1, 4),
+        ("tpu-v5p-slice", "2x2x4", 4, 4),
+        ("tpu-v4-podslice", "2x2x2", 2, 4),
+        ("tpu7x", "2x2x2", 2, 4),
+    ],
+)
+def test_a_topology_becomes_hosts_and_chips(accelerator: str, topology: str, hosts: int, chips: int) -> None:
+    found = machine(hardware(accelerator=accelerator, topology=topology))
+    assert (found.hosts, found.tpu_chips) == (hosts, chips)
+    assert found.resources["limits"]["google.com/tpu"] == found.resources["requests"]["google.com/tpu"] == str(chips)
+    assert found.node_selector["cloud.google.com/gke-tpu-topology"] == topology
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "topology", "told"),
+    [
+        ("tpu-v6e-slice", "2x2x2", "2 numbers"),
+        ("tpu-v5p-slice", "2x4", "3 numbers"),
+        ("tpu-v6e-slice", "3x3", "multiple of 4"),
+        ("tpu-v6e-slice", "0x4", "2 numbers"),
+    ],
+)
+def test_a_topology_that_does_not_exist_is_explained(accelerator: str, topology: str, told: str) -> None:
+    with pytest.raises(HardwareError, match=told):
+        machine(hardware(accelerator=accelerator, topology=topology))
+
+
+def test_a_cpu_needs_no_node_pool() -> None:
+    found = machine(hardware(resources={"cpu": "1500m", "memory": "3Gi"}))
+    assert (found.node_selector, found.tolerations, found.cpus) == ({}, [], 2)
+
+
+def test_quantities() -> None:
+    assert [quantity(q) for q in ("2", "500m", "1Ki", "1.5G")] == [2, 0.5, 1024, 1.5e9]
+    with pytest.raises(ValueError, match="no quantity"):
+        quantity("much")
+
+
+def test_a_pod_template_merges_by_name_and_adds_the_rest() -> None:
+    base = {"spec": {"containers": [{"name": "main", "image": "a", "env": [{"name": "X", "value": "1"}]}]}}
+    patch = {
+        "metadata": {"labels": {"team": "a"}},
+        "spec": {
+            "containers": [{"name": "main", "env": [{"name": "Y", "value": "2"}]}, {"name": "side", "image": "b"}],
+            "nodeSelector": {"zone": "z"},
+        },
+    }
+    merged = overlay(base, patch)
+    main, side = merged["spec"]["containers"]
+    assert main == {"name": "main", "image": "a", "env": [{"name": "X", "value": "1"}, {"name": "Y", "value": "2"}]}
+    assert side["name"] == "side"
+    assert merged["spec"]["nodeSelector"] == {"zone": "z"}
+    assert overlay(base, None) == base
+
+
+def test_long_names_stay_unique_within_a_labels_bounds() -> None:
+    a, b = short_name("x" * 70 + "a"), short_name("x" * 70 + "b")
+    assert len(a) == len(b) == 63
+    assert a != b
+    assert short_name("short") == "short"
+
+
+def version() -> Version:
+    manifest = ManifestReference(uri="gs://sluice/runs/a/manifest.json", digest="sha256:" + "c" * 64)
+    return Version("v1", "support-bot", "a" * 64, manifest)
+
+
+def test_an_engines_application_carries_the_manifests_digest(make: Any) -> None:
+    spec = make.pool_spec(engine={"maxModelLen": 256, "args": {"enforce_eager": "true"}})
+    made = ray_service(make.meta("chat"), spec, version(), make.settings(storage_emulator="http://10.250.0.2:4443"))
+    assert made["metadata"]["name"] == "chat-cccccccc"
+    assert made["spec"]["upgradeStrategy"] == {"type": "None"}
+    (application,) = yaml.safe_load(made["spec"]["serveConfigV2"])["applications"]
+    assert application["import_path"] == "sluice_serving.app:build"
+    assert application["args"]["manifestDigest"] == "sha256:" + "c" * 64
+    assert application["args"]["engineArgs"] == {"enforce_eager": "true"}
+    assert "workerGroupSpecs" not in made["spec"]["rayClusterConfig"]
+    pod = made["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    env = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
+    assert env["STORAGE_EMULATOR_HOST"] == "http://10.250.0.2:4443"
+    assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
+
+
+def test_engines_on_accelerators_scale_in_a_worker_group(make: Any) -> None:
+    spec = make.pool_spec(hardware={"accelerator": "nvidia-l4"}, replicas={"min": 1, "max": 4})
+    cluster = ray_service(make.meta("chat"), spec, version(), make.settings())["spec"]["rayClusterConfig"]
+    (group,) = cluster["workerGroupSpecs"]
+    assert (group["minReplicas"], group["maxReplicas"], cluster["enableInTreeAutoscaling"]) == (1, 4, True)
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_every_pod_is_restricted_and_no_secret_is_in_an_argument(make: Any) -> None:
+    spec = make.pool_spec(
+        gateway={
+            "auth": {"secretRef": {"name": "keys"}},
+            "interactions": {"databaseSecretRef": {"name": "db", "key": "url"}},
+        }
+    )
+    settings = make.settings(runtime_class="sluice-host")
+    deployment = gateway_objects(make.meta("chat"), spec, settings)[-1][1]
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["runtimeClassName"] == "sluice-host"
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    env = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
+    assert env["SLUICE_DATABASE_URL_FILE"] == "/etc/sluice/database/url"
+    assert env["SLUICE_ROUTES_CONFIGMAP"] == "support/chat-routes"
+    assert "secretKeyRef" not in json.dumps(deployment)
+
+
+class TestSettings:
+    full = {
+        "SLUICE_NAMESPACE": "sluice-system",
+        "SLUICE_STORAGE_URI": "gs://sluice/",
+        "SLUICE_IMAGE_TRAINER": "t",
+        "SLUICE_IMAGE_SERVE": "s",
+        "SLUICE_IMAGE_GATEWAY": "g",
+        "SLUICE_IMAGE_PUBLISHER": "p",
+    }
+
+    def test_defaults(self) -> None:
+        found = from_environment(self.full)
+        assert (found.storage_uri, found.watch_namespaces, found.runtime_class) == ("gs://sluice", (), None)
+        assert from_environment(self.full | {"SLUICE_WATCH_NAMESPACES": "a, b"}).watch_namespaces == ("a", "b")
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"SLUICE_STORAGE_URI": ""}, "SLUICE_STORAGE_URI is not set"),
+            ({"SLUICE_STORAGE_URI": "s3://b"}, "SLUICE_STORAGE_URI is 's3://b'"),
+            ({"SLUICE_HTTP_PORT": "99999"}, "SLUICE_HTTP_PORT is '99999'"),
+            ({"SLUICE_CONCURRENCY": "many"}, "SLUICE_CONCURRENCY is 'many'"),
+        ],
+    )
+    def test_a_wrong_variable_is_named(self, changes: dict[str, str], named: str) -> None:
+        with pytest.raises(SettingsError, match=named):
+            from_environment(self.full | changes)

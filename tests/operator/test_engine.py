@@ -1,0 +1,206 @@
+"""The loop's parts: what is remembered, what is looked at when, what is written."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sluice_contracts.training_run import TrainingRunSpec, TrainingRunStatus
+from sluice_operator.engine.cache import Cache, Key, owner_of
+from sluice_operator.engine.difference import APPLIED, is_so, stamped
+from sluice_operator.engine.leader import Leader
+from sluice_operator.engine.queue import WorkQueue
+from sluice_operator.kinds import UnreadableError, _read, references
+from sluice_operator.kube.client import KubeClient
+from sluice_operator.kube.resources import INFERENCE_POOL, LEASE, MODEL_VERSION, RAY_JOB, TRAINING_RUN
+
+
+def thing(name: str, version: int, uid: str = "u", owner: str | None = None, **spec: Any) -> dict[str, Any]:
+    meta: dict[str, Any] = {"name": name, "namespace": "n", "uid": uid, "resourceVersion": str(version)}
+    if owner is not None:
+        meta["ownerReferences"] = [
+            {"apiVersion": "sluice.dev/v1alpha1", "kind": "TrainingRun", "name": owner, "uid": "o", "controller": True}
+        ]
+    return {"metadata": meta, "spec": spec}
+
+
+class TestCache:
+    def test_an_old_event_changes_nothing(self) -> None:
+        cache = Cache()
+        assert cache.upsert(RAY_JOB, thing("a", 5))
+        assert not cache.upsert(RAY_JOB, thing("a", 5))
+        assert not cache.upsert(RAY_JOB, thing("a", 4))
+        found = cache.get(RAY_JOB, "n", "a")
+        assert found is not None
+        assert found["metadata"]["resourceVersion"] == "5"
+
+    def test_a_late_event_brings_no_deleted_object_back(self) -> None:
+        cache = Cache()
+        cache.upsert(RAY_JOB, thing("a", 5))
+        assert cache.remove(RAY_JOB, thing("a", 7))
+        assert not cache.upsert(RAY_JOB, thing("a", 6))
+        assert cache.get(RAY_JOB, "n", "a") is None
+        assert cache.upsert(RAY_JOB, thing("a", 9, uid="new"))
+
+    def test_a_late_deletion_of_the_former_object_leaves_the_new_one(self) -> None:
+        cache = Cache()
+        cache.upsert(RAY_JOB, thing("a", 9, uid="new"))
+        assert not cache.remove(RAY_JOB, thing("a", 7, uid="old"))
+        assert cache.get(RAY_JOB, "n", "a") is not None
+
+    def test_children_are_found_by_owner(self) -> None:
+        cache = Cache()
+        cache.upsert(RAY_JOB, thing("a", 1, owner="run"))
+        cache.upsert(RAY_JOB, thing("b", 2, owner="other"))
+        assert [o["metadata"]["name"] for o in cache.children(TRAINING_RUN, "n", "run", RAY_JOB)] == ["a"]
+        cache.remove(RAY_JOB, thing("a", 3, owner="run"))
+        assert list(cache.children(TRAINING_RUN, "n", "run", RAY_JOB)) == []
+        assert owner_of(thing("a", 1, owner="run")) == Key(TRAINING_RUN, "n", "run")
+
+    def test_a_pool_refers_to_its_versions(self) -> None:
+        cache = Cache(references)
+        pool = thing("chat", 1, modelVersion="v2") | {"status": {"stable": {"modelVersion": "v1"}}}
+        cache.upsert(INFERENCE_POOL, pool)
+        assert cache.referrers(Key(MODEL_VERSION, "n", "v1")) == {Key(INFERENCE_POOL, "n", "chat")}
+        cache.upsert(INFERENCE_POOL, thing("chat", 2, modelVersion="v2"))
+        assert cache.referrers(Key(MODEL_VERSION, "n", "v1")) == frozenset()
+
+    def test_a_list_reaps_what_was_deleted_unseen_but_nothing_newer(self) -> None:
+        cache = Cache()
+        for name, version in (("gone", 5), ("kept", 6), ("newer", 20)):
+            cache.upsert(RAY_JOB, thing(name, version))
+        gone = cache.reap(RAY_JOB, None, [thing("kept", 6)], version=10)
+        assert [o["metadata"]["name"] for o in gone] == ["gone"]
+        assert cache.get(RAY_JOB, "n", "newer") is not None
+
+    def test_managed_fields_are_not_kept(self) -> None:
+        cache = Cache()
+        obj = thing("a", 1)
+        obj["metadata"]["managedFields"] = ["much"]
+        cache.upsert(RAY_JOB, obj)
+        assert "managedFields" not in (cache.get(RAY_JOB, "n", "a") or {})["metadata"]
+
+
+class TestQueue:
+    async def test_many_changes_are_one_look(self) -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        for _ in range(1000):
+            queue.add("a")
+        assert await queue.get() == "a"
+        queue.done("a")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(queue.get(), 0.05)
+
+    async def test_a_change_during_a_look_is_looked_at_afterwards_and_never_twice_at_once(self) -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        queue.add("a")
+        assert await queue.get() == "a"
+        queue.add("a")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(queue.get(), 0.05)
+        queue.done("a")
+        assert await asyncio.wait_for(queue.get(), 1) == "a"
+
+    async def test_sooner_beats_later_but_later_does_not_put_off(self) -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        queue.add("a", 30)
+        queue.add("a", 0.01)
+        queue.add("a", 30)
+        assert await asyncio.wait_for(queue.get(), 1) == "a"
+
+    async def test_failures_wait_longer_each_time_and_success_forgets_them(self) -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        assert [queue.failed("a") for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+        queue.done("a")
+        assert queue.failed("a") == 0.5
+
+    async def test_one_objects_trouble_holds_up_no_other(self) -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        queue.failed("bad")
+        queue.add("good")
+        assert await asyncio.wait_for(queue.get(), 0.2) == "good"
+
+
+class TestDifference:
+    @pytest.mark.parametrize(
+        ("wanted", "found", "same"),
+        [
+            ({"a": 1}, {"a": 1, "added": 2}, True),
+            ({"a": {"b": 1}}, {"a": {"b": 2}}, False),
+            ({"a": []}, {}, True),
+            ({"a": False}, {}, True),
+            ({"a": True}, {}, False),
+            ({"cpu": "1000m"}, {"cpu": "1"}, True),
+            ({"memory": "2Gi"}, {"memory": "2048Mi"}, True),
+            ({"image": "a:1"}, {"image": "a:2"}, False),
+            ({"l": [{"name": "x", "v": 1}]}, {"l": [{"name": "y"}, {"name": "x", "v": 1, "d": 0}]}, True),
+            ({"l": [{"name": "x"}, {"name": "y"}]}, {"l": [{"name": "x"}]}, False),
+            ({"l": [1, 2]}, {"l": [1, 2, 3]}, False),
+        ],
+    )
+    def test_what_counts_as_different(self, wanted: Any, found: Any, same: bool) -> None:
+        assert is_so(wanted, found) is same
+
+    def test_a_removed_field_changes_the_stamp(self) -> None:
+        full = {"metadata": {"name": "a"}, "data": {"x": "1", "y": "2"}}
+        fewer = {"metadata": {"name": "a"}, "data": {"x": "1"}}
+        assert is_so(fewer, stamped(full))
+        assert not is_so(stamped(fewer), stamped(full))
+        assert APPLIED in stamped(full)["metadata"]["annotations"]
+
+    json_values = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=12,
+    )
+
+    @given(json_values)
+    def test_everything_is_itself(self, value: Any) -> None:
+        assert is_so(value, value)
+
+
+def test_a_status_that_does_not_read_is_never_taken_for_an_empty_one() -> None:
+    obj = {
+        "metadata": {"name": "r", "namespace": "n", "uid": "u"},
+        "spec": {
+            "model": "m",
+            "dataset": {"uri": "gs://bucket/d", "digest": "sha256:" + "0" * 64},
+            "recipe": {"method": "scratch", "steps": 1},
+        },
+        "status": {"fromTheFuture": 1},
+    }
+    with pytest.raises(UnreadableError, match=r"status\.fromTheFuture"):
+        _read(obj, TrainingRunSpec, TrainingRunStatus)
+
+
+@pytest.mark.apiserver
+class TestLeader:
+    @pytest.fixture(autouse=True)
+    def _server(self, kubectl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("KUBECONFIG", str(kubectl.kubeconfig))
+        kubectl("delete", "lease", "sluice-operator", "-n", "support", "--ignore-not-found")
+
+    async def test_one_leads_and_the_next_takes_over_at_once_after_a_clean_end(self) -> None:
+        async with KubeClient() as kube:
+            first, second = Leader(kube, "support", "first"), Leader(kube, "support", "second")
+            await asyncio.wait_for(first.acquire(), 5)
+            assert not await second._try()
+            await first.release()
+            await asyncio.wait_for(second.acquire(), 5)
+            lease = await kube.get(LEASE, "support", "sluice-operator")
+        assert lease is not None
+        assert lease["spec"]["holderIdentity"] == "second"
+
+    async def test_a_holder_that_no_longer_renews_is_followed_after_its_time(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sluice_operator.engine.leader.DURATION_SECONDS", 1)
+        monkeypatch.setattr("sluice_operator.engine.leader.RETRY_SECONDS", 0.1)
+        async with KubeClient() as kube:
+            first, second = Leader(kube, "support", "first"), Leader(kube, "support", "second")
+            await first.acquire()
+            began = asyncio.get_running_loop().time()
+            await asyncio.wait_for(second.acquire(), 5)
+            assert asyncio.get_running_loop().time() - began >= 1
+            assert not await first._try(), "the first must see that it has lost"
