@@ -1,0 +1,30 @@
+# The agent, for servers and tests; on a person's machine it is a plain Python package.
+FROM python:3.12.12-slim-bookworm AS build
+RUN pip install --no-cache-dir uv==0.13.8
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_PROJECT_ENVIRONMENT=/opt/sluice
+WORKDIR /src
+# What others wrote changes seldom: it is a layer of its own, made from the lock file alone.
+COPY pyproject.toml uv.lock ./
+COPY contracts/pyproject.toml contracts/
+COPY storage/pyproject.toml storage/
+COPY operator/pyproject.toml operator/
+COPY serving/pyproject.toml serving/
+COPY training/pyproject.toml training/
+COPY edge_agent/pyproject.toml edge_agent/
+COPY devcluster/pyproject.toml devcluster/
+RUN uv sync --frozen --no-dev --no-install-workspace --package sluice-edge
+COPY contracts contracts
+COPY edge_agent edge_agent
+RUN uv sync --frozen --no-dev --no-editable --package sluice-edge
+
+FROM python:3.12.12-slim-bookworm
+LABEL org.opencontainers.image.title="sluice-edge" org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /opt/sluice /opt/sluice
+COPY LICENSE /usr/share/licenses/sluice/LICENSE
+ENV PATH=/opt/sluice/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp DO_NOT_TRACK=1 \
+    SLUICE_HOME=/var/lib/sluice-edge
+RUN install -d -o 1000 -g 1000 -m 0700 /var/lib/sluice-edge
+VOLUME /var/lib/sluice-edge
+WORKDIR /tmp
+USER 1000:1000
+ENTRYPOINT ["sluice-edge"]

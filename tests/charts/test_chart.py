@@ -1,0 +1,134 @@
+"""The chart, by the real helm: what it renders, what it refuses, and what its operator may do."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from sluice_devcluster.programs import built_programs
+
+REPOSITORY = Path(__file__).parents[2]
+CHART = REPOSITORY / "charts" / "sluice"
+LOCAL = ("-f", str(CHART / "values-local.yaml"))
+PRODUCTION = ("--set", "storage.uri=gs://team-models", "--set", "images.registry=registry.example.com/sluice")
+
+pytestmark = pytest.mark.apiserver
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(built_programs() / "helm"), *arguments], capture_output=True, text=True, timeout=60, cwd=REPOSITORY
+    )
+
+
+def rendered(*arguments: str) -> list[dict[str, Any]]:
+    result = helm("template", "sluice", str(CHART), "-n", "sluice-system", *arguments)
+    assert result.returncode == 0, result.stderr
+    return [document for document in yaml.safe_load_all(result.stdout) if document]
+
+
+def the(documents: list[dict[str, Any]], kind: str, name: str | None = None) -> dict[str, Any]:
+    found = [d for d in documents if d["kind"] == kind and name in (None, d["metadata"]["name"])]
+    assert len(found) == 1, [d["metadata"]["name"] for d in found]
+    return found[0]
+
+
+def environment(documents: list[dict[str, Any]]) -> dict[str, str]:
+    container = the(documents, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    return {e["name"]: e["value"] for e in container["env"] if "value" in e}
+
+
+def test_helm_finds_nothing_wrong() -> None:
+    result = helm("lint", "--strict", str(CHART), *LOCAL)
+    assert result.returncode == 0, result.stdout
+
+
+def test_definitions_are_the_generated_ones_and_stay_on_uninstall() -> None:
+    crds = {d["metadata"]["name"]: d for d in rendered(*LOCAL) if d["kind"] == "CustomResourceDefinition"}
+    assert len(crds) == 3
+    for file in (REPOSITORY / "crds").glob("*.yaml"):
+        original = yaml.safe_load(file.read_text())
+        shipped = crds[original["metadata"]["name"]]
+        assert shipped["spec"] == original["spec"]
+        assert shipped["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    without = rendered(*LOCAL, "--set", "crds.enabled=false")
+    assert not [d for d in without if d["kind"] == "CustomResourceDefinition"]
+
+
+def test_the_operator_gets_its_configuration() -> None:
+    env = environment(rendered(*PRODUCTION, "--set", "watchNamespaces={a,b}", "--set-string", "gitSha=abc"))
+    assert env["SLUICE_STORAGE_URI"] == "gs://team-models"
+    assert env["SLUICE_RELEASES_URI"] == "gs://team-models-releases"
+    assert env["SLUICE_IMAGE_TRAINER"] == "registry.example.com/sluice/sluice-trainer:0.1.0"
+    assert env["SLUICE_WATCH_NAMESPACES"] == "a,b"
+    assert env["SLUICE_GIT_SHA"] == "abc"
+    assert "STORAGE_EMULATOR_HOST" not in env
+
+
+def test_a_whole_reference_wins_over_registry_and_tag() -> None:
+    digest = "example.com/gateway@sha256:" + "1" * 64
+    assert environment(rendered(*PRODUCTION, "--set", f"images.gateway={digest}"))["SLUICE_IMAGE_GATEWAY"] == digest
+
+
+def test_the_operators_pod_meets_the_restricted_standard() -> None:
+    pod = the(rendered(*PRODUCTION), "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["limits"]["memory"]
+
+
+def test_watched_namespaces_narrow_the_binding() -> None:
+    documents = rendered(*PRODUCTION, "--set", "watchNamespaces={a}")
+    bindings = [d for d in documents if d["kind"] == "RoleBinding" and d["metadata"]["namespace"] == "a"]
+    assert len(bindings) == 1
+    cluster_wide = [d["roleRef"]["name"] for d in documents if d["kind"] == "ClusterRoleBinding"]
+    assert cluster_wide == ["sluice-operator-sluice-system-discovery"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "storage.uri is empty: set it to the bucket"),
+        (("--set", "storage.uri=gs://bucket"), "images.registry is empty: set it to where the images are"),
+        (("--set", "storage.uri=s3://bucket"), "/storage/uri"),
+        ((*PRODUCTION, "--set", "storage.url=gs://bucket"), "additional properties 'url' not allowed"),
+        ((*PRODUCTION, "--set", "operator.replicas=-1"), "/operator/replicas"),
+        ((*PRODUCTION, "--set", "images.pullPolicy=Sometimes"), "/images/pullPolicy"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(arguments: tuple[str, ...], message: str) -> None:
+    result = helm("template", "sluice", str(CHART), *arguments)
+    assert result.returncode != 0
+    assert message in result.stderr
+
+
+def test_the_api_server_accepts_all_of_it_and_grants_no_more_than_needed(kubectl: Any) -> None:
+    kubectl("create", "namespace", "sluice-system")
+    for document in rendered(*LOCAL):
+        kubectl.applied(document)
+    user = "--as=system:serviceaccount:sluice-system:sluice-operator"
+
+    def may(*question: str) -> bool:
+        return bool(kubectl("auth", "can-i", *question, user).stdout.strip() == "yes")
+
+    assert may("patch", "trainingruns.sluice.dev", "--subresource=status", "-n", "support")
+    assert may("create", "deployments.apps", "-n", "support")
+    assert may("update", "leases.coordination.k8s.io/sluice-operator", "-n", "sluice-system")
+    for verb, resource in [
+        ("get", "secrets"),
+        ("create", "pods"),
+        ("delete", "inferencepools.sluice.dev"),
+        ("create", "trainingruns.sluice.dev"),
+        ("escalate", "roles.rbac.authorization.k8s.io"),
+        ("bind", "clusterroles.rbac.authorization.k8s.io"),
+        ("update", "leases.coordination.k8s.io/another"),
+        ("*", "*"),
+    ]:
+        assert not may(verb, resource, "-n", "support"), f"{verb} {resource}"
