@@ -1,0 +1,1 @@
+"""Figures, each measured side by side with a peer: see README.md."""
