@@ -1,6 +1,7 @@
 """The chart, by the real helm: what it renders, what it refuses, and what its operator may do."""
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +110,24 @@ def test_wrong_values_are_refused_by_name(arguments: tuple[str, ...], message: s
     assert message in result.stderr
 
 
-def test_the_api_server_accepts_all_of_it_and_grants_no_more_than_needed(kubectl: Any) -> None:
+@pytest.fixture
+def installed(kubectl: Any) -> Iterator[Any]:
+    """The API server with all of the chart in it; afterwards only the definitions stay, as on uninstall."""
     kubectl("create", "namespace", "sluice-system")
-    for document in rendered(*LOCAL):
+    documents = rendered(*LOCAL)
+    for document in documents:
         kubectl.applied(document)
+    yield kubectl
+    mine = [d for d in documents if d["kind"] != "CustomResourceDefinition"]
+    gone = kubectl("delete", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": mine})
+    assert gone.returncode == 0, gone.stderr
+
+
+def test_the_api_server_accepts_all_of_it_and_grants_no_more_than_needed(installed: Any) -> None:
     user = "--as=system:serviceaccount:sluice-system:sluice-operator"
 
     def may(*question: str) -> bool:
-        return bool(kubectl("auth", "can-i", *question, user).stdout.strip() == "yes")
+        return bool(installed("auth", "can-i", *question, user).stdout.strip() == "yes")
 
     assert may("patch", "trainingruns.sluice.dev", "--subresource=status", "-n", "support")
     assert may("create", "deployments.apps", "-n", "support")

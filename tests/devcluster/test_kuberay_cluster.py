@@ -101,6 +101,20 @@ def follow(state: State, what: str, end: Any, deadline_s: float) -> list[JSON]:
     return seen
 
 
+def answer(url: str, deadline_s: float) -> bytes:
+    """What `url` answers. A service is known before every node's kube-proxy has written its rules: so it is asked
+    again until the deadline."""
+    limit = time.monotonic() + deadline_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as reply:
+                return bytes(reply.read())
+        except OSError:
+            if time.monotonic() > limit:
+                raise
+            time.sleep(0.1)
+
+
 def test_a_job_runs_on_real_ray_and_its_cluster_goes(state_up: State) -> None:
     entrypoint = "python -c 'import ray; ray.init(); print(ray.get(ray.remote(lambda: 41 + 1).remote()))'"
     spec = {"submissionMode": "HTTPMode", "entrypoint": entrypoint, "shutdownAfterJobFinishes": True}
@@ -130,8 +144,7 @@ def test_a_service_serves_and_heals_after_its_head_is_lost(state_up: State) -> N
     assert active["applicationStatuses"]["hello"]["status"] == "RUNNING"
     assert seen[-1]["numServeEndpoints"] == 1
     address = kubectl(state_up, "get", "service", "hello-serve-svc", "-o", "jsonpath={.spec.clusterIP}")
-    with urllib.request.urlopen(f"http://{address}:8000/", timeout=10) as reply:
-        assert reply.read() == b"hello"
+    assert answer(f"http://{address}:8000/", 15) == b"hello"
 
     kubectl(state_up, "delete", "pod", "--selector=ray.io/node-type=head", "--wait=false")
     follow(state_up, "rayservice/hello", lambda s: not ready(s), 60)

@@ -39,6 +39,35 @@ def test_a_dead_server_is_named(monkeypatch, tmp_path):
         cluster.everything(INFERENCE_POOL, "team")
 
 
+OPERATOR = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {
+        "name": "sluice-operator",
+        "namespace": "support",
+        "labels": {"app.kubernetes.io/name": "sluice-operator"},
+    },
+    "spec": {
+        "selector": {"matchLabels": {"app": "operator"}},
+        "template": {
+            "metadata": {"labels": {"app": "operator"}},
+            "spec": {
+                "containers": [
+                    {
+                        "name": "operator",
+                        "image": "example.com/operator",
+                        "env": [
+                            {"name": "SLUICE_STORAGE_URI", "value": "gs://team"},
+                            {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                        ],
+                    }
+                ]
+            },
+        },
+    },
+}
+
+
 @pytest.mark.apiserver
 def test_a_real_api_server(kubectl, monkeypatch, tmp_path):
     """Objects are read and annotated; a missing definition and refused credentials are told apart."""
@@ -69,7 +98,13 @@ def test_a_real_api_server(kubectl, monkeypatch, tmp_path):
     cluster.annotate(INFERENCE_POOL, "support", name, ANNOTATION_ROLLOUT, None)
     assert annotation() is None
     assert cluster.events(INFERENCE_POOL, "support", name) == []
+
     assert cluster.operator_environment() == {}
+    kubectl.applied(OPERATOR)
+    try:
+        assert cluster.operator_environment() == {"SLUICE_STORAGE_URI": "gs://team"}
+    finally:
+        kubectl("delete", "deployment", "sluice-operator", "-n", "support")
 
     stranger = yaml.safe_load(kubectl.kubeconfig.read_text())
     stranger["users"][0]["user"]["token"] = "wrong"

@@ -104,7 +104,7 @@ def test_the_engine_computes_what_pytorch_computes(untrained: Path, device_files
         max_tokens=4,
         vocabulary=model.shape.vocabulary,
         plain_token=tokenizer.plain_token,
-        threads=2,
+        cpus=2,
     )
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1]
@@ -137,7 +137,7 @@ def test_parity_tells_the_models_own_file_from_another_models(
 ) -> None:
     model, tokenizer = files.load(untrained)
     parent = parity.ask_parent(model, tokenizer, some_rows[:12], [Suite.GROUNDING])
-    own = parity.measure(parent, device_files[Quantization.Q8_0], threads=2)
+    own = parity.measure(parent, device_files[Quantization.Q8_0], cpus=2)
     assert own.mean_kld < 0.01
     assert own.tokens == len(parent.log_probabilities) > 20
 
@@ -146,7 +146,7 @@ def test_parity_tells_the_models_own_file_from_another_models(
     folder = tmp_path / "other"
     files.save(other, tokenizer, folder)
     gguf_file.write(folder, Quantization.Q8_0, tmp_path / "other.gguf")
-    found = parity.measure(parent, tmp_path / "other.gguf", threads=2)
+    found = parity.measure(parent, tmp_path / "other.gguf", cpus=2)
     assert found.mean_kld > 10 * own.mean_kld
     assert parity.failures(found, ParityLimits())
 

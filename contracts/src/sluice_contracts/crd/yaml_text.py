@@ -45,7 +45,10 @@ def _scalar(value: Any) -> str:
         return '"' + "".join(_escaped(character) for character in value) + '"'
     if value is None or not isinstance(value, bool | int | float | dict | list):
         raise TypeError(f"{value!r} has no place in a manifest")
-    return json.dumps(value, allow_nan=False)
+    text = json.dumps(value, allow_nan=False)
+    if isinstance(value, float) and "e" in text and "." not in text:
+        return text.replace("e", ".0e")  # YAML 1.1 takes 1e-07 for a string
+    return text
 
 
 def _escaped(character: str) -> str:

@@ -28,6 +28,8 @@ MAX_OUTPUT_TOKENS = 1024
 CONNECTIONS = 12
 """Requests that the engine holds at a time, one worked on, the others waiting: more than the gateway lets through."""
 STOP_SECONDS = 10.0
+BYTES_PER_THREAD = 32 * 2**20
+"""Weights that a thread should have to read for a token: with less, threads do little but wait for each other."""
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 
@@ -39,7 +41,7 @@ class EngineSettings:
     alias: str
     context: int
     threads: int
-    """0 = one for each core this process may use."""
+    """0 = one for each core this process may use, fewer for a model too small to be worth them."""
     log: Path
     """Standard error of the engine; overwritten by each start. The engine is told to log nothing of requests."""
     fenced: bool = True
@@ -106,6 +108,9 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
 
+    def _worthwhile_threads(self) -> int:
+        return max(1, min(len(os.sched_getaffinity(0)), self.settings.model.stat().st_size // BYTES_PER_THREAD))
+
     def _spawn(self) -> subprocess.Popen[bytes]:
         if not self.settings.model.is_file():
             raise EngineError(f"the model file {self.settings.model} is missing; fetch it with `sluice-edge sync`")
@@ -114,7 +119,7 @@ class Engine:
             "alias": self.settings.alias,
             "socket": str(self.socket),
             "context": self.settings.context,
-            "threads": self.settings.threads or len(os.sched_getaffinity(0)),
+            "threads": self.settings.threads or self._worthwhile_threads(),
             "maxTokens": MAX_OUTPUT_TOKENS,
             "connections": CONNECTIONS,
             "fenced": self.settings.fenced,

@@ -110,10 +110,10 @@ def divergence(
     return kld, p.argmax(-1) == q.argmax(-1)
 
 
-def measure(parent: Parent, path: Path, threads: int) -> Measured:
+def measure(parent: Parent, path: Path, cpus: int) -> Measured:
     """Ask the file everything the parent was asked. Raises ExportError."""
     chats = [case.row.messages[:-1] for case in parent.cases]
-    said = engine.ask(path, parent.scored, chats, MAX_TOKENS, parent.vocabulary, parent.plain_token, threads)
+    said = engine.ask(path, parent.scored, chats, MAX_TOKENS, parent.vocabulary, parent.plain_token, cpus)
     kld, same = divergence(parent.log_probabilities, said.log_probabilities)
     targets = np.concatenate([np.array(item.answer) for item in parent.scored])
     positions = np.arange(len(targets))
