@@ -58,7 +58,7 @@ def init(
     variant: Annotated[Quantization | None, typer.Option(help="Preferred quantisation.")] = None,
     cohort: Annotated[int | None, typer.Option(min=0, max=99, help="Fix the cohort number [default: random]")] = None,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port of the local API.")] = DEFAULT_PORT,
-    threads: Annotated[int, typer.Option(min=0, max=256, help="Threads of the engine; 0: by cores and model size.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=256, help="Threads of the engine; 0: it chooses.")] = 0,
     proxy: Annotated[str | None, typer.Option(help="Proxy for the puller.")] = None,
     upload_endpoint: Annotated[str | None, typer.Option(help="Where gs:// uploads of signals go.")] = None,
 ) -> None:
