@@ -15,6 +15,7 @@ export HF_HUB_OFFLINE := 1
 # Which tests: unit needs nothing, apiserver the built programs, cluster and e2e also root.
 LAYERS ?= unit apiserver cluster e2e
 ROOT := $(if $(filter cluster e2e,$(LAYERS)),.ci/as-root)
+DEMO_ROOT := $(if $(filter existing,$(SLUICE_CLUSTER)),,.ci/as-root)
 PREPARED := $(if $(filter-out unit,$(LAYERS)),setup,environment)
 
 help: ## Show the commands
@@ -26,8 +27,8 @@ setup: ## Install all that is needed (about 15 GB of disk, 25 minutes the first 
 environment:
 	@.ci/setup environment
 
-demo: setup ## The whole loop, once, on real parts
-	@.ci/as-root $(BIN)/sluice-dev demo
+demo: setup ## The whole loop, once, on real parts (SLUICE_CLUSTER=existing for a cluster of your own)
+	@$(DEMO_ROOT) $(BIN)/sluice-dev demo
 
 test: $(PREPARED) lint ## Lint, then all tests, cheapest first (LAYERS="unit apiserver" for some)
 	@$(ROOT) $(BIN)/python -m pytest --layers="$(LAYERS)"

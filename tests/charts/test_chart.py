@@ -1,6 +1,7 @@
 """The chart, by the real helm: what it renders, what it refuses, and what its operator may do."""
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,22 @@ def test_watched_namespaces_narrow_the_binding() -> None:
     assert cluster_wide == ["sluice-operator-sluice-system-discovery"]
 
 
+def test_the_repository_is_signed_anew_where_asked() -> None:
+    assert not [d for d in rendered(*PRODUCTION) if d["kind"] == "CronJob"]
+    job = the(rendered(*PRODUCTION, "--set", "releases.refresh.namespaces={support}"), "CronJob")
+    assert job["metadata"]["namespace"] == "support"
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    command = " ".join(container["command"] + container["args"])
+    assert command == "sluice-train publish refresh --repository gs://team-models-releases --keys /etc/sluice/signing"
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert pod["volumes"][0]["secret"]["secretName"] == "sluice-signing"
+    cli = subprocess.run(
+        [str(Path(sys.executable).parent / "sluice-train"), *command.split()[1:3], "--help"], capture_output=True
+    )
+    assert cli.returncode == 0, "the command it runs exists"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -114,7 +131,7 @@ def test_wrong_values_are_refused_by_name(arguments: tuple[str, ...], message: s
 def installed(kubectl: Any) -> Iterator[Any]:
     """The API server with all of the chart in it; afterwards only the definitions stay, as on uninstall."""
     kubectl("create", "namespace", "sluice-system")
-    documents = rendered(*LOCAL)
+    documents = rendered(*LOCAL, "--set", "releases.refresh.namespaces={support}")
     for document in documents:
         kubectl.applied(document)
     yield kubectl

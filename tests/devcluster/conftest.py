@@ -41,6 +41,8 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
     """A local cluster's place, empty at first and emptied at last, whatever the test left."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("the local cluster needs Linux and root")
+    if os.environ.get("SLUICE_CLUSTER", "local") != "local":
+        pytest.skip("SLUICE_CLUSTER asks for another cluster than the local one")
     if cluster.status(State.default()).running:
         pytest.fail("a local cluster runs already; the tests need its addresses: `sluice-dev down`")
     monkeypatch.setenv("SLUICE_STATE", str(tmp_path / "dev"))

@@ -384,7 +384,7 @@ def test_a_device_with_a_full_disk(user: User, released: Any) -> None:
         left = list((disk / "home" / "slots").rglob("*.gguf"))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-    helps(ended, 1, "cannot write the model file", "the disk is full; free some space and run the command again")
+    helps(ended, 1, "cannot write the model file", "the disk is full; free some space there", "--home")
     assert not left
 
 

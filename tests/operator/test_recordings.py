@@ -180,3 +180,18 @@ def test_a_bad_application_shows_as_a_failure_though_the_service_never_fails() -
     failure = states[-1].failure
     assert failure is not None
     assert "hello" in failure
+
+
+def test_the_reason_a_replica_gives_is_told() -> None:
+    """Ray keeps it with the deployment; the application's own message only points there."""
+    reason = (
+        "The deployment failed to start 3 times in a row. Error:\nray::Replica()\nArtifactError: model.gguf altered"
+    )
+    deployments = {"llm": {"status": "DEPLOY_FAILED", "message": reason}, "router": {"status": "UPDATING"}}
+    application = {"status": "DEPLOY_FAILED", "message": "see deployments", "serveDeploymentStatuses": deployments}
+    obj = {
+        "metadata": {"name": "pool"},
+        "status": {"pendingServiceStatus": {"applicationStatuses": {"app": application}}},
+    }
+    expected = "application app failed to deploy: llm: ArtifactError: model.gguf altered; see deployments"
+    assert read_ray_service(obj).failure == expected

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -94,3 +95,12 @@ def test_a_bad_file_of_prompts_is_named_by_line(tmp_path: Path, text: str, names
     path.write_text(text)
     with pytest.raises(PromptError, match=names):
         read_chats(path)
+
+
+def test_an_address_where_nobody_answers_is_named_with_the_reason() -> None:
+    command = [sys.executable, "-c", "from sluice_serving.load import main; main()"]
+    options = ["--url", "http://127.0.0.1:1/v1", "--model", "support-bot", "--rate", "20", "--duration", "1s"]
+    environment = os.environ | {"SLUICE_API_KEY": KEY}
+    ended = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "nothing was answered by http://127.0.0.1:1/v1: ClientConnectorError (" in ended.stderr

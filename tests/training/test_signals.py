@@ -57,6 +57,11 @@ def test_a_batch_that_was_uploaded_twice_counts_once(store: str, make_batch: Mak
     assert len(read_batches(f"{store}/signals")) == 1
 
 
+def test_a_folder_without_batches_is_named(store: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"signals: there is no batch below file://.*/nowhere"):
+        read_batches(f"{store}/nowhere")
+
+
 def test_two_batches_with_one_id_are_refused(store: str, make_batch: MakeBatch) -> None:
     put(store, "a.json", make_batch(7, (Domain.LEADERSHIP, "failure", 20)).canonical())
     put(store, "b.json", make_batch(7, (Domain.LEADERSHIP, "failure", 2000)).canonical())

@@ -22,6 +22,19 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{- define "sluice.childLabels" -}}
+app.kubernetes.io/name: sluice-publisher
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: publisher
+app.kubernetes.io/part-of: sluice
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{/* The signed repository. */}}
+{{- define "sluice.releases" -}}
+{{ .Values.releases.uri | default (printf "%s-releases" (trimSuffix "/" .Values.storage.uri)) }}
+{{- end }}
+
 {{/* The image of one component: include "sluice.image" (list $ "gateway"). */}}
 {{- define "sluice.image" -}}
 {{- $root := index . 0 }}

@@ -68,7 +68,10 @@ def remove(path: Path) -> None:
 def explain(error: OSError, doing: str) -> EdgeError:
     """The error in words; a full disk gets its own type."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StorageFullError(f"{doing}: the disk is full; free some space and run the command again")
+        return StorageFullError(
+            f"{doing}: the disk is full; free some space there and run the command again, "
+            "or choose a folder on another disk with --home"
+        )
     return EdgeError(f"{doing}: {error.strerror or error}")
 
 

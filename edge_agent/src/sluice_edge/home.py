@@ -24,6 +24,16 @@ from sluice_edge.errors import ConfigurationError
 DEFAULT_PORT = 8093
 
 
+_WEB = "a web address that begins with https:// or http://"
+FORMS = {
+    "repository": f"{_WEB}, or a folder as file:///…, without spaces, ? or #",
+    "channel": "a channel: small letters, digits and -, beginning with a letter",
+    "proxy": _WEB,
+    "upload_endpoint": _WEB,
+}
+"""What a field with a pattern should look like, for people."""
+
+
 class AgentConfig(Contract):
     """config.json."""
 
@@ -43,7 +53,7 @@ class AgentConfig(Contract):
     """How much of the device's memory a model may use."""
     max_context: Annotated[int, Field(ge=64, le=131_072)] = 4096
     threads: Annotated[int, Field(ge=0, le=256)] = 0
-    """Threads of the engine; 0 = one for each core."""
+    """Threads of the engine; 0 = the engine chooses."""
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
     proxy: Annotated[str, StringConstraints(pattern=r"^https?://", max_length=256)] | None = None
     """The one proxy the puller uses. Proxy settings in the environment are not looked at."""
@@ -150,4 +160,7 @@ def initialise(home: Home, config: AgentConfig, root_of_trust: bytes, cohort: in
 def first_problem(error: ValidationError) -> str:
     """The first problem of a document: which field, what is wrong."""
     detail = error.errors()[0]
-    return f"{'.'.join(map(str, detail['loc'])) or 'document'}: {detail['msg']}"
+    field = ".".join(map(str, detail["loc"])) or "document"
+    if detail["type"] == "string_pattern_mismatch" and field in FORMS:
+        return f"{field}: {str(detail['input'])[:200]!r} is not {FORMS[field]}"
+    return f"{field}: {detail['msg']}"

@@ -11,12 +11,12 @@ from rich.console import Console
 from sluice_storage import StorageError
 
 from sluice_devcluster.demo.device import Device
+from sluice_devcluster.demo.ground import GroundError, ground
 from sluice_devcluster.demo.play import play
 from sluice_devcluster.demo.report import print_table, write_html
 from sluice_devcluster.demo.steps import Screen, StoryError
 from sluice_devcluster.demo.story import POOL, Story
 from sluice_devcluster.demo.world import World
-from sluice_devcluster.places import State
 from sluice_devcluster.programs import built_programs
 
 LOG_WIDTH = 120
@@ -36,20 +36,23 @@ def demo(
     console = Console()
     if not console.is_terminal:
         console = Console(width=LOG_WIDTH)
+    repository = _repository()
+    try:
+        where = ground(os.environ, repository)
+    except GroundError as error:
+        raise typer.BadParameter(str(error)) from None
     screen = Screen(console)
     programs = built_programs()
     world = World(
-        repository=_repository(),
+        repository=repository,
         output=_emptied(output.absolute()),
-        kubeconfig=State.default().kubeconfig,
+        ground=where,
         kubectl=programs / "kubectl",
         helm=programs / "helm",
         namespace="support",
-        storage="gs://sluice",
-        releases="gs://sluice-releases",
-        emulator="http://10.250.0.2:4443",
     )
-    os.environ["STORAGE_EMULATOR_HOST"] = world.emulator
+    if where.emulator:
+        os.environ["STORAGE_EMULATOR_HOST"] = where.emulator
     story = Story(world, screen, Device(world, world.output / "device", DEVICE_PORT))
     begin = time.monotonic()
     failure: Exception | None = None
@@ -60,7 +63,7 @@ def demo(
         failure = error
     finally:
         total = time.monotonic() - begin
-        if not keep:
+        if where.local and not keep:
             world.run(["sluice-dev", "down"], deadline=120, check=False)
     print_table(console, story.facts, screen.steps, total)
     tolerances = {m["name"]: m["tolerance"] for m in story.example("inferencepool.yaml")["spec"]["rollout"]["metrics"]}

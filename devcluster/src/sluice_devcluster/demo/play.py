@@ -34,7 +34,9 @@ def play(story: Story) -> None:
         _expect(share <= RIGHT_BEFORE, f"v1 never saw {SLICE}, yet answered {share:.0%} of it")
     with story.screen.step("Device: counts leave, with consent") as say:
         story.device.run("signals", "consent", "on")
-        sent = story.device.ask_json("signals", "export", "--upload", join(story.world.storage, "signals"))["batches"]
+        sent = story.device.ask_json("signals", "export", "--upload", join(story.world.ground.storage, "signals"))[
+            "batches"
+        ]
         _expect(len(sent) > 0, "the device had no counts to send")
         say(f"{sum(batch['bytes'] for batch in sent)} bytes of counts, no text")
 
@@ -63,15 +65,20 @@ def _expect(holds: bool, otherwise: str) -> None:
 
 def _install(story: Story) -> str:
     world, screen = story.world, story.screen
-    with screen.step("Local Kubernetes") as say:
-        say("etcd, API server, kubelet, containerd, CoreDNS, KubeRay stand-in, Cloud Storage emulator")
-        world.run(["sluice-dev", "up"], deadline=300)
+    if world.ground.local:
+        with screen.step("Local Kubernetes") as say:
+            say("etcd, API server, kubelet, containerd, CoreDNS, KubeRay stand-in, Cloud Storage emulator")
+            world.run(["sluice-dev", "up"], deadline=300)
+    else:
+        with screen.step("Existing Kubernetes") as say:
+            _expect_kuberay(story)
+            say("it answers, and KubeRay's definitions are there")
     with screen.step("Operator, by Helm") as say:
         sha = world.run(["git", "rev-parse", "HEAD"], check=False).stdout.strip() or "unknown"
         world.run(
             [
                 *(world.helm, "upgrade", "--install", "sluice", "charts/sluice", "-n", "sluice-system"),
-                *("--create-namespace", "-f", "charts/sluice/values-local.yaml", "--set-string", f"gitSha={sha}"),
+                *("--create-namespace", "-f", world.ground.values, "--set-string", f"gitSha={sha}"),
                 *("--wait", "--timeout", "120s"),
             ],
             deadline=180,
@@ -79,7 +86,7 @@ def _install(story: Story) -> str:
         say("ready")
     with screen.step("Keys and secrets") as say:
         keys = world.output / "signing-keys"
-        world.run(["sluice-train", "publish", "init", "--repository", world.releases, "--keys", keys])
+        world.run(["sluice-train", "publish", "init", "--repository", world.ground.releases, "--keys", keys])
         key = secrets.token_urlsafe(24)
         world.run([world.kubectl, "apply", "-f", story.example_path("namespace.yaml")])
         world.apply(
@@ -92,6 +99,13 @@ def _install(story: Story) -> str:
         )
         say("a signing root that stays outside the cluster; role keys and an API key in Secrets")
     return key
+
+
+def _expect_kuberay(story: Story) -> None:
+    kinds = ["rayjobs.ray.io", "rayservices.ray.io"]
+    found = story.world.run([story.world.kubectl, "get", "crd", *kinds], deadline=60, check=False)
+    last = (found.stderr.strip() or "no answer").splitlines()[-1]
+    _expect(found.returncode == 0, f"the cluster of KUBECONFIG lacks KubeRay ({last}); install it, then start again")
 
 
 def _secret(story: Story, name: str, data: dict[str, str]) -> dict[str, Any]:
@@ -142,7 +156,7 @@ def _first_sync(story: Story, version: str, say: Say) -> None:
     device, world = story.device, story.world
     device.run(
         *("init", "--repository", _repository_url(story), "--model", POOL, "--channel", CHANNEL),
-        *("--root", world.output / "signing-keys" / "root.json", "--upload-endpoint", world.emulator),
+        *("--root", world.output / "signing-keys" / "root.json", "--upload-endpoint", world.ground.storage_url),
     )
     synced = story.facts.syncs["first"] = device.sync()
     story.facts.versions[version]["device"] = variant = _installed(story, version)
@@ -195,7 +209,7 @@ def _flipped_bit(story: Story, say: Say) -> None:
     """Serve the repository from a copy with one bit of one piece flipped; a fresh device must refuse it."""
     world = story.world
     copy = world.output / "tampered-repository"
-    source = open_store(world.releases)
+    source = open_store(world.ground.releases)
     for name in source.list():
         source.download(name, copy / name)
     release = json.loads(next((copy / "targets" / CHANNEL).glob(f"*.{POOL}.json")).read_text())
@@ -234,4 +248,4 @@ def _lineage(story: Story, version: str, say: Say) -> None:
 
 
 def _repository_url(story: Story) -> str:
-    return f"{story.world.emulator}/{story.world.releases.removeprefix('gs://')}"
+    return f"{story.world.ground.storage_url}/{story.world.ground.releases.removeprefix('gs://')}"

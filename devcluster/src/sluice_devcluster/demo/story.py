@@ -6,8 +6,10 @@ by the canary; a flipped bit is stopped by the agent. Nothing is prepared in adv
 """
 
 import json
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,10 +63,10 @@ class Story:
 
     def build_dataset(self, version: str, say: Say, *, signals: bool = False) -> dict[str, Any]:
         """Make the dataset of one version; its URI and digest."""
-        command = ["sluice-train", "dataset", "build", "-o", "json", "--out", self.world.storage]
+        command = ["sluice-train", "dataset", "build", "-o", "json", "--out", self.world.ground.storage]
         command += ["--config", str(self.example_path("datasets", f"{version}.yaml"))]
         if signals:
-            command += ["--signals", join(self.world.storage, "signals")]
+            command += ["--signals", join(self.world.ground.storage, "signals")]
         built = self.world.json(command, deadline=300)
         self.facts.datasets[version] = built
         say(f"{built['rows']['train']:,} rows to learn from, run id {built['runId'][:12]}")
@@ -112,8 +114,8 @@ class Story:
 
     # --- serving and rollout -----------------------------------------------------------------------------------
 
-    def serve(self, version: str, say: Say) -> str:
-        """Apply the InferencePool with its first version and wait until it answers; the gateway's URL."""
+    def serve(self, version: str, say: Say) -> None:
+        """Apply the InferencePool with its first version and wait until it answers."""
         pool = self.example("inferencepool.yaml")
         pool["spec"]["modelVersion"] = version
         self.world.apply(pool)
@@ -124,38 +126,33 @@ class Story:
             return found if is_true(found, "Ready") else None
 
         wait(ready, what=f"InferencePool {POOL} to be ready", deadline=600, every=2)
-        return self.gateway_url()
 
-    def gateway_url(self) -> str:
-        """Where the gateway answers: its Service's cluster address, which this machine has a route to."""
-        address = self.world.run(
-            [
-                *(self.world.kubectl, "get", "service", f"{POOL}-gateway", "-n", self.world.namespace),
-                *("-o", "jsonpath={.spec.clusterIP}"),
-            ]
-        ).stdout.strip()
-        return f"http://{address}"
+    @contextmanager
+    def gateway(self) -> Iterator[str]:
+        """Where the gateway answers. This machine has a route to the local cluster's Services; into any other it goes
+        through the API server."""
+        kubectl, service, namespace = self.world.kubectl, f"service/{POOL}-gateway", self.world.namespace
+        if self.world.ground.local:
+            query = ["get", service, "-n", namespace, "-o", "jsonpath={.spec.clusterIP}"]
+            yield f"http://{self.world.run([kubectl, *query]).stdout.strip()}"
+            return
+        log = "port-forward.log"
+        forward: list[str | Path] = [kubectl, "port-forward", service, ":80", "-n", namespace]
+        (self.world.output / log).unlink(missing_ok=True)
+        with self.world.background(forward, log):
+
+            def port() -> str | None:
+                found = re.search(r"Forwarding from 127\.0\.0\.1:(\d+)", (self.world.output / log).read_text())
+                return found[1] if found else None
+
+            yield f"http://127.0.0.1:{wait(port, what='kubectl port-forward', deadline=30, every=0.2)}"
 
     def roll_out(self, version: str, say: Say, *, questions: Path, key: str) -> dict[str, Any]:
         """Ask the pool for `version` under load; the record of how the rollout ended."""
-        load: list[str | Path] = [
-            *(
-                "sluice-load",
-                "--url",
-                f"{self.gateway_url()}/v1",
-                "--model",
-                POOL,
-                "--rate",
-                "8",
-                "--prompts",
-                questions,
-            ),
-            *("--max-tokens", "96", "--duration", "20m", "--stream", "-o", "json"),
-        ]
         samples = self.facts.canaries.setdefault(version, [])
         begin = time.monotonic()
         output = f"load-{version}.json"
-        with self.world.background(load, f"load-{version}.log", {"SLUICE_API_KEY": key}, output):
+        with self.gateway() as url, self._load(url, version, questions, key, output):
             self.world.patch("InferencePool", POOL, {"spec": {"modelVersion": version}})
 
             def ended() -> dict[str, Any] | None:
@@ -171,6 +168,12 @@ class Story:
             record = wait(ended, what=f"the rollout of {version} to end", deadline=1200, every=2)
         self.facts.load[version] = json.loads((self.world.output / output).read_text() or "{}")
         return record
+
+    def _load(self, url: str, version: str, questions: Path, key: str, output: str) -> AbstractContextManager[object]:
+        """People asking, while the block runs."""
+        load: list[str | Path] = ["sluice-load", "--url", f"{url}/v1", "--model", POOL, "--prompts", questions]
+        load += ["--rate", "8", "--max-tokens", "96", "--duration", "20m", "--stream", "-o", "json"]
+        return self.world.background(load, f"load-{version}.log", {"SLUICE_API_KEY": key}, output)
 
     def publish(self, version: str, say: Say, *, percent: int = 100) -> None:
         """Wait until the promoted version is signed and visible to devices."""

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from sluice_contracts.names import API_VERSION, GROUP, VERSION
 
+from sluice_devcluster.demo.ground import Ground
 from sluice_devcluster.demo.steps import StoryError
 
 T = TypeVar("T")
@@ -28,21 +31,19 @@ class World:
 
     repository: Path
     output: Path
-    kubeconfig: Path
+    ground: Ground
     kubectl: Path
     helm: Path
     namespace: str
-    storage: str
-    releases: str
-    emulator: str
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of every command."""
+        """The environment of every command. The commands beside this one's Python come first."""
         return {
             **os.environ,
-            "KUBECONFIG": str(self.kubeconfig),
-            "STORAGE_EMULATOR_HOST": self.emulator,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+            "KUBECONFIG": str(self.ground.kubeconfig),
+            **({"STORAGE_EMULATOR_HOST": self.ground.emulator} if self.ground.emulator else {}),
             "HF_HUB_OFFLINE": "1",
             "PYTHONUNBUFFERED": "1",
         }
@@ -61,20 +62,19 @@ class World:
         Raises StoryError if it fails (and `check`), or is not done after `deadline` seconds.
         """
         words = [str(w) for w in command]
+        environment = {**self.environment, **(environment or {})}
         try:
             result = subprocess.run(
-                words,
+                [found_program(words[0], environment), *words[1:]],
                 input=stdin,
                 capture_output=True,
                 text=True,
                 timeout=deadline,
-                env={**self.environment, **(environment or {})},
+                env=environment,
                 cwd=self.repository,
             )
         except subprocess.TimeoutExpired:
             raise StoryError(f"`{' '.join(words)}` was not done after {deadline:.0f} s") from None
-        except FileNotFoundError:
-            raise StoryError(f"`{words[0]}` is not installed; run `make setup`") from None
         with (self.output / "commands.log").open("a") as log:
             log.write(f"$ {' '.join(words)}\n{result.stdout}{result.stderr}\n[exit {result.returncode}]\n\n")
         if check and result.returncode != 0:
@@ -105,12 +105,14 @@ class World:
 
         What it says goes to the file `log`; its standard output to `output`, where one is named.
         """
+        environment = {**self.environment, **(environment or {})}
+        program, *words = [str(w) for w in command]
         with (self.output / log).open("ab") as errors, (self.output / (output or log)).open("ab") as out:
             process = subprocess.Popen(
-                [str(w) for w in command],
+                [found_program(program, environment), *words],
                 stdout=out,
                 stderr=errors,
-                env={**self.environment, **(environment or {})},
+                env=environment,
                 cwd=self.repository,
                 start_new_session=True,
             )
@@ -135,7 +137,7 @@ class World:
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """One of our objects, or None."""
-        api = client.CustomObjectsApi(config.new_client_from_config(str(self.kubeconfig)))
+        api = client.CustomObjectsApi(config.new_client_from_config(str(self.ground.kubeconfig)))
         try:
             value: dict[str, Any] = api.get_namespaced_custom_object(
                 GROUP, VERSION, self.namespace, PLURALS[kind], name, _request_timeout=10
@@ -154,6 +156,14 @@ class World:
             "metadata": {"name": name, "namespace": self.namespace},
             "spec": dict(spec),
         }
+
+
+def found_program(name: str, environment: Mapping[str, str]) -> str:
+    """Where `name` lies by the environment's own PATH. Raises StoryError."""
+    found = shutil.which(name, path=environment["PATH"])
+    if found is None:
+        raise StoryError(f"`{name}` is not installed; run `make setup`")
+    return found
 
 
 def stop(process: subprocess.Popen[bytes], grace: float = 15) -> None:

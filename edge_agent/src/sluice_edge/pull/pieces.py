@@ -53,7 +53,7 @@ def assemble(source: Source, variant: Variant, partial: Path, donors: Sequence[D
             os.fsync(file.fileno())
     except OSError as error:
         _give_up_space(partial, error)
-        raise durable.explain(error, f"cannot write the model file ({variant.size:,} bytes)") from error
+        raise durable.explain(error, f"cannot write the model file {partial} ({variant.size:,} bytes)") from error
     fetched = len(missing)
     found = digest_of(partial)
     if found != variant.sha256:

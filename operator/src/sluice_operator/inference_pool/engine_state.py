@@ -11,6 +11,8 @@ from typing import Any
 
 from sluice_operator.plan import Object, bounded
 
+UNWELL = {"UNHEALTHY", "DEPLOY_FAILED"}
+
 
 @dataclass(frozen=True)
 class EngineState:
@@ -47,10 +49,17 @@ def _applications(part: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping
 
 
 def _failure(name: str, application: Mapping[str, Any]) -> str:
-    text = str(application.get("message") or "").strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = lines[-1] if lines else "no message"
-    return bounded(f"application {name} failed to deploy: {told}", 900)
+    told = _last_line(application)
+    # A replica's own words, such as which file was altered, are with its deployment; the application only counts.
+    deployments = (application.get("serveDeploymentStatuses") or {}).items()
+    words = [f"{n}: {line}" for n, d in deployments if d.get("status") in UNWELL and (line := _last_line(d))]
+    return bounded(f"application {name} failed to deploy: {'; '.join([*words, told]) or 'no message'}", 900)
+
+
+def _last_line(part: Mapping[str, Any]) -> str:
+    """The last line of a message: a Python traceback ends with what went wrong."""
+    lines = [line.strip() for line in str(part.get("message") or "").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
 
 
 def _message(ready: Mapping[str, Any], applications: list[tuple[str, Mapping[str, Any]]]) -> str:

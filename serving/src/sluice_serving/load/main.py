@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,7 +98,9 @@ def load(
     else:
         Console().print(_table(tallies, "Answers by version"))
     if not any(tally.latency for tally in tallies.values()):
-        _fail("nothing was answered", 1)
+        kinds: Counter[str] = sum((tally.errors for tally in tallies.values()), Counter())
+        told = ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common(3)) or "nothing was sent"
+        _fail(f"nothing was answered by {url}: {told}", 1)
 
 
 def _fail(message: str, code: int) -> Any:

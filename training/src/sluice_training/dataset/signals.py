@@ -53,8 +53,8 @@ def parse_batch(data: bytes, source: str) -> SignalBatch:
 def read_batches(uri: str) -> list[SignalBatch]:
     """All batches in the folder, in the order of their ids; a batch uploaded twice counts once.
 
-    Raises InvalidInputError if a file is no batch, or if two files claim one id with different content, and
-    StorageError if the folder cannot be read.
+    Raises InvalidInputError if there is none, if a file is no batch, or if two files claim one id with different
+    content, and StorageError if the folder cannot be read.
     """
     store = open_store(uri)
     found: dict[str, tuple[str, SignalBatch]] = {}
@@ -67,6 +67,8 @@ def read_batches(uri: str) -> list[SignalBatch]:
             raise InvalidInputError(
                 f"{uri}/{key} and {other} have the batch id {batch.batch_id} but differ; remove the false one"
             )
+    if not found:
+        raise InvalidInputError(f"signals: there is no batch below {uri}; check the folder, or leave --signals away")
     return [batch for _, (_, batch) in sorted(found.items())]
 
 
