@@ -3,17 +3,23 @@
 import asyncio
 from typing import Any
 
+import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sluice_contracts.training_run import TrainingRunSpec, TrainingRunStatus
+from sluice_operator.engine import breaker
+from sluice_operator.engine.breaker import Breaker
 from sluice_operator.engine.cache import Cache, Key, owner_of
+from sluice_operator.engine.controller import Controller
 from sluice_operator.engine.difference import APPLIED, is_so, stamped
 from sluice_operator.engine.leader import Leader
+from sluice_operator.engine.metrics import Metrics, serve
 from sluice_operator.engine.queue import WorkQueue
 from sluice_operator.kinds import UnreadableError, _read, references
 from sluice_operator.kube.client import KubeClient
-from sluice_operator.kube.resources import INFERENCE_POOL, LEASE, MODEL_VERSION, RAY_JOB, TRAINING_RUN
+from sluice_operator.kube.resources import EVENT, INFERENCE_POOL, LEASE, MODEL_VERSION, RAY_JOB, TRAINING_RUN
+from sluice_operator.plan import Plan
 
 
 def thing(name: str, version: int, uid: str = "u", owner: str | None = None, **spec: Any) -> dict[str, Any]:
@@ -120,6 +126,128 @@ class TestQueue:
         queue.failed("bad")
         queue.add("good")
         assert await asyncio.wait_for(queue.get(), 0.2) == "good"
+
+    async def test_an_object_that_is_put_off_does_not_come_sooner_because_it_changes(self) -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        queue.add("a")
+        assert await queue.get() == "a"
+        queue.add("a")
+        queue.put_off("a", 0.2)
+        queue.add("a")
+        began = asyncio.get_running_loop().time()
+        assert await asyncio.wait_for(queue.get(), 2) == "a"
+        assert asyncio.get_running_loop().time() - began >= 0.15
+        queue.done("a")
+        queue.add("a")
+        assert await asyncio.wait_for(queue.get(), 0.1) == "a", "afterwards it is an object like any other"
+
+
+class TestBreaker:
+    def test_a_steady_object_is_never_slowed(self) -> None:
+        found: Breaker[str] = Breaker()
+        assert all(found.ask("a", i * 60 / breaker.LOOKS_A_MINUTE).pause == 0 for i in range(5000))
+
+    def test_a_hot_object_is_slowed_told_once_and_released_when_it_has_cooled_down(self) -> None:
+        found: Breaker[str] = Breaker()
+        looks, opened, now = 0, 0, 0.0
+        while now < 600:
+            verdict = found.ask("a", now)
+            opened += verdict.opened
+            looks += verdict.pause == 0
+            now += max(verdict.pause, 0.01)
+        assert looks < breaker.LOOKS_A_MINUTE + 10 * breaker.LOOKS_A_MINUTE / 2, "far below what it asked for"
+        assert opened < 12
+        assert found.ask("b", now).pause == 0, "others are not slowed"
+        later = now + breaker.OPEN_SECONDS + 1
+        assert all(found.ask("a", later + i).pause == 0 for i in range(50))
+
+    def test_an_open_breaker_still_lets_a_look_through_now_and_then(self) -> None:
+        found: Breaker[str] = Breaker()
+        while not (verdict := found.ask("a", 0.0)).opened:
+            pass
+        assert found.ask("a", verdict.pause + 0.1).pause == 0
+        assert found.ask("a", verdict.pause + 0.2).pause > 0
+
+    async def test_the_loop_slows_a_hot_object_and_says_so(self) -> None:
+        """A look that makes its object change again at once, as two controllers that fight would."""
+
+        class Api:
+            def __init__(self) -> None:
+                self.created: list[dict[str, Any]] = []
+
+            async def create(self, resource: Any, body: dict[str, Any]) -> None:
+                assert resource == EVENT
+                self.created.append(body)
+
+        looks = {"hot": 0, "calm": 0}
+
+        async def decide(obj: Any) -> Plan:
+            name = obj["metadata"]["name"]
+            looks[name] += 1
+            if name == "hot":
+                controller.changed(TRAINING_RUN, thing("hot", 100 + looks["hot"]), False)
+            return Plan()
+
+        api, metrics = Api(), Metrics()
+        controller = Controller(api, Cache(), {TRAINING_RUN: decide}, metrics)  # type: ignore[arg-type]
+        running = asyncio.create_task(controller.run())
+        controller.changed(TRAINING_RUN, thing("hot", 1), False)
+        while not api.created:
+            await asyncio.wait_for(asyncio.sleep(0), 5)
+        controller.changed(TRAINING_RUN, thing("calm", 2), False)
+        while not looks["calm"]:
+            await asyncio.wait_for(asyncio.sleep(0), 5)
+        running.cancel()
+        assert looks["hot"] <= breaker.LOOKS_A_MINUTE + 2
+        assert [e["reason"] for e in api.created] == ["HotObject"]
+        assert metrics.registry.get_sample_value("sluice_operator_breaker_opened_total", {"kind": "TrainingRun"}) == 1
+        assert controller.slowed == 1
+
+
+class TestHealth:
+    async def test_health_and_readiness_name_the_trouble(self, free_port: int) -> None:
+        trouble: dict[str, str | None] = {"healthz": None, "readyz": "the API server has not answered yet"}
+        runner = await serve(
+            free_port,
+            Metrics(),
+            lambda: None,
+            unwell=lambda: trouble["healthz"],
+            not_ready=lambda: trouble["readyz"],
+            host="127.0.0.1",
+        )
+        try:
+            async with aiohttp.ClientSession() as http:
+
+                async def ask(what: str) -> tuple[int, str]:
+                    async with http.get(f"http://127.0.0.1:{free_port}/{what}") as response:
+                        return response.status, (await response.text()).strip()
+
+                assert await ask("healthz") == (200, "ok")
+                assert await ask("readyz") == (503, "the API server has not answered yet")
+                trouble["readyz"], trouble["healthz"] = None, "the look at x has not ended for 300 s"
+                assert await ask("readyz") == (200, "ok")
+                assert await ask("healthz") == (503, "the look at x has not ended for 300 s")
+        finally:
+            await runner.cleanup()
+
+    async def test_a_look_that_ends_in_no_time_at_all_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sluice_operator.engine.controller.STUCK_SECONDS", 0.05)
+        hangs = asyncio.Event()
+
+        async def decide(obj: Any) -> Plan:
+            hangs.set()
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        controller = Controller(None, Cache(), {TRAINING_RUN: decide}, Metrics())  # type: ignore[arg-type]
+        assert controller.stuck() is None
+        running = asyncio.create_task(controller.run())
+        controller.changed(TRAINING_RUN, thing("a", 1), False)
+        await asyncio.wait_for(hangs.wait(), 5)
+        while controller.stuck() is None:
+            await asyncio.wait_for(asyncio.sleep(0.01), 5)
+        assert "TrainingRun n/a" in str(controller.stuck())
+        running.cancel()
 
 
 class TestDifference:

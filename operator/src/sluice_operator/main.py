@@ -20,6 +20,8 @@ from sluice_operator.kube.client import ApiError, ApiUnreachable, KubeClient
 from sluice_operator.kube.credentials import CredentialsError
 from sluice_operator.settings import Settings, SettingsError, from_environment
 
+PATIENCE_SECONDS = 30.0
+"""How long the API server may be away before this replica says that it is not ready."""
 log = logging.getLogger("sluice_operator")
 
 
@@ -57,6 +59,8 @@ async def run(settings: Settings, stop: asyncio.Event | None = None) -> None:
             metrics.queued.set(controller.queue.ready)
             metrics.objects.set(len(cache))
             metrics.writes.set(kube.writes)
+            metrics.retries.set(kube.retries)
+            metrics.slow.set(controller.slowed)
 
         world = World(cache, kube, Artifacts(), http, settings)
         controller = Controller(
@@ -68,7 +72,13 @@ async def run(settings: Settings, stop: asyncio.Event | None = None) -> None:
             concurrency=settings.concurrency,
             resync_seconds=settings.resync_seconds,
         )
-        health = await metrics_.serve(settings.http_port, metrics, refresh, lambda: True)
+        health = await metrics_.serve(
+            settings.http_port,
+            metrics,
+            refresh,
+            unwell=controller.stuck,
+            not_ready=lambda: kube.unreachable(PATIENCE_SECONDS),
+        )
         leader = Leader(kube, settings.namespace, settings.identity)
         try:
             if settings.leader_election and not await _until(stop, leader.acquire()):

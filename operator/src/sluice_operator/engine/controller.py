@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
+from sluice_operator.engine.breaker import OPEN_SECONDS, Breaker
 from sluice_operator.engine.cache import Cache, Key, key_of, owner_of
 from sluice_operator.engine.execute import Executor, RejectedError
 from sluice_operator.engine.metrics import Metrics
@@ -13,13 +14,15 @@ from sluice_operator.engine.queue import WorkQueue
 from sluice_operator.engine.watch import SELECTOR
 from sluice_operator.kube.client import ApiError, ApiUnreachable, KubeClient
 from sluice_operator.kube.resources import CHILDREN, OWN, Resource
-from sluice_operator.plan import Object, Plan
+from sluice_operator.plan import Event, EventType, Object, Plan
 
 DEADLINE_SECONDS = 180.0
 """One look at one object; beyond it something hangs, and the object is looked at anew."""
 SETTLE_SECONDS = 15.0
 """After the start, when the watches surely run, everything is listed once more: deletions in between were seen by
 nobody."""
+STUCK_SECONDS = DEADLINE_SECONDS + 60.0
+"""A look that has lasted this long did not even obey its deadline: only a new process helps."""
 Decide = Callable[[Object], Awaitable[Plan]]
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ class Controller:
         self._kube = kube
         self.cache = cache
         self.queue: WorkQueue[Key] = WorkQueue()
+        self._breaker: Breaker[Key] = Breaker()
+        self._looking: dict[Key, float] = {}
         self._deciders = deciders
         self._executor = Executor(kube, cache, self.wrote)
         self._metrics = metrics
@@ -112,6 +117,13 @@ class Controller:
         while True:
             key = await self.queue.get()
             began = time.monotonic()
+            verdict = self._breaker.ask(key, began)
+            if verdict.pause > 0:
+                self.queue.put_off(key, verdict.pause)
+                if verdict.opened:
+                    await self._tell_hot(key)
+                continue
+            self._looking[key] = began
             result = "ok"
             try:
                 async with asyncio.timeout(DEADLINE_SECONDS):
@@ -124,17 +136,47 @@ class Controller:
                 pause = self.queue.failed(key)
                 expected = isinstance(error, RejectedError | ApiError | ApiUnreachable | TimeoutError)
                 log.warning("%s: %s; again in %.1f s", key, error or type(error).__name__, pause, exc_info=not expected)
+            finally:
+                del self._looking[key]
             self._metrics.reconciles.labels(key.resource.kind, result).inc()
             self._metrics.seconds.labels(key.resource.kind).observe(time.monotonic() - began)
 
     async def reconcile(self, key: Key) -> float | None:
         """One look at one object; seconds until the next if it asks for one."""
         obj = self.cache.get(*key)
-        if obj is None or "deletionTimestamp" in obj["metadata"]:
+        if obj is None:
+            self._breaker.forget(key)
+            return None
+        if "deletionTimestamp" in obj["metadata"]:
             return None
         plan = await self._deciders[key.resource](obj)
         await self._executor.execute(key.resource, obj, plan)
         return plan.requeue_after
+
+    async def _tell_hot(self, key: Key) -> None:
+        """Say that `key` is slowed: to the log, to whoever looks at its events, and to the alerts."""
+        text = (
+            f"it or its children change without end; for {OPEN_SECONDS:.0f} s it is looked at now and then only. "
+            "Two controllers may be overwriting each other: kubectl get --show-managed-fields tells who writes what"
+        )
+        log.warning("%s: %s", key, text)
+        self._metrics.slowed.labels(key.resource.kind).inc()
+        obj = self.cache.get(*key)
+        if obj is not None:
+            await self._executor.tell(key.resource, obj, [Event("HotObject", text, EventType.WARNING)])
+
+    @property
+    def slowed(self) -> int:
+        """Objects that are being slowed now."""
+        return self._breaker.is_open(time.monotonic())
+
+    def stuck(self) -> str | None:
+        """Which look does not end, if one does not."""
+        now = time.monotonic()
+        for key, began in self._looking.items():
+            if now - began > STUCK_SECONDS:
+                return f"the look at {key} has not ended for {now - began:.0f} s"
+        return None
 
     async def _resync(self) -> None:
         await asyncio.sleep(SETTLE_SECONDS)

@@ -12,7 +12,7 @@ from sluice_contracts.names import ConditionType
 from sluice_operator.conditions import ConditionSet, find
 from sluice_operator.engine.cache import Cache, Key, key_of
 from sluice_operator.engine.difference import is_so, stamped
-from sluice_operator.kube.client import ApiError, KubeClient
+from sluice_operator.kube.client import ApiError, ApiUnreachable, KubeClient
 from sluice_operator.kube.resources import EVENT, Resource
 from sluice_operator.plan import Apply, Event, Meta, Object, Plan
 
@@ -49,7 +49,7 @@ class Executor:
         # While a child is being refused, the status keeps saying so until the children have been tried again.
         status_first = plan.status_first and not _was_rejected(obj)
         if status_first:
-            await self._tell(resource, obj, plan.events)
+            await self.tell(resource, obj, plan.events)
             await self._write_status(resource, obj, plan.status)
         try:
             for apply in plan.apply:
@@ -59,10 +59,10 @@ class Executor:
                 raise
             message = _explain(error, apply)
             await self._write_status(resource, obj, _with_rejection(obj, plan.status, message))
-            await self._tell(resource, obj, [Event(REJECTED, message)])
+            await self.tell(resource, obj, [Event(REJECTED, message)])
             raise RejectedError(message) from error
         if not status_first:
-            await self._tell(resource, obj, plan.events)
+            await self.tell(resource, obj, plan.events)
             await self._write_status(resource, obj, plan.status)
         for delete in plan.delete:
             await self._kube.delete(delete.resource, delete.namespace, delete.name)
@@ -96,7 +96,7 @@ class Executor:
         answer = await self._kube.merge(resource, meta.namespace, meta.name, patch)
         self._wrote(Key(resource, meta.namespace, meta.name), resource, answer)
 
-    async def _tell(self, resource: Resource, obj: Object, events: list[Event]) -> None:
+    async def tell(self, resource: Resource, obj: Object, events: list[Event]) -> None:
         """Post events. Their names are digests of what they say, so a repeated pass repeats none of them."""
         meta = Meta.of(obj)
         for event in events:
@@ -125,7 +125,7 @@ class Executor:
             }
             try:
                 await self._kube.create(EVENT, body)
-            except ApiError as error:  # an event is a courtesy: never a reason to stop
+            except (ApiError, ApiUnreachable) as error:  # an event is a courtesy: never a reason to stop
                 log.warning("no event for %s %s/%s: %s", resource.kind, meta.namespace, meta.name, error)
 
 

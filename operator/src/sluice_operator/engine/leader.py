@@ -52,7 +52,8 @@ class Leader:
             await asyncio.sleep(RENEW_SECONDS)
             try:
                 async with asyncio.timeout(max(0.5, GIVE_UP_SECONDS - (loop.time() - renewed))):
-                    if not await self._try():
+                    # Once more, since a renewal whose answer got lost makes its own repetition a conflict.
+                    if not await self._try() and not await self._try():
                         raise LeadershipLostError("another replica has taken the Lease")
                 renewed = loop.time()
             except (ApiError, ApiUnreachable, TimeoutError) as error:

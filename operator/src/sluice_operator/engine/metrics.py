@@ -20,19 +20,40 @@ class Metrics:
         self.queued = Gauge("sluice_operator_queue_ready", "Objects due or being looked at", registry=self.registry)
         self.objects = Gauge("sluice_operator_cached_objects", "Objects in the cache", registry=self.registry)
         self.writes = Gauge("sluice_operator_api_writes", "Writing requests so far", registry=self.registry)
+        self.slowed = Counter(
+            "sluice_operator_breaker_opened",
+            "Times an object changed so often that looks at it were slowed",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.slow = Gauge("sluice_operator_breakers_open", "Objects that are being slowed now", registry=self.registry)
+        self.retries = Gauge(
+            "sluice_operator_api_retries",
+            "Requests sent again because the API server was busy, failing or gone",
+            registry=self.registry,
+        )
         self.leading = Gauge("sluice_operator_leading", "1 while this replica leads", registry=self.registry)
 
 
 async def serve(
-    port: int, metrics: Metrics, refresh: Callable[[], None], healthy: Callable[[], bool], host: str | None = None
+    port: int,
+    metrics: Metrics,
+    refresh: Callable[[], None],
+    *,
+    unwell: Callable[[], str | None],
+    not_ready: Callable[[], str | None],
+    host: str | None = None,
 ) -> web.AppRunner:
-    """Begin to answer /healthz, /readyz and /metrics on `port`. The caller cleans the runner up."""
+    """Begin to answer /healthz, /readyz and /metrics on `port`. The caller cleans the runner up.
+
+    `unwell` says why the process should be started anew, `not_ready` why it is of no use now; None: all is well.
+    """
 
     async def health(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n") if healthy() else web.Response(text="not healthy\n", status=503)
+        return _answer(unwell())
 
     async def ready(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+        return _answer(not_ready())
 
     async def numbers(_: web.Request) -> web.Response:
         refresh()
@@ -44,3 +65,7 @@ async def serve(
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     return runner
+
+
+def _answer(trouble: str | None) -> web.Response:
+    return web.Response(text="ok\n") if trouble is None else web.Response(text=f"{trouble}\n", status=503)

@@ -25,11 +25,12 @@ class WorkQueue(Generic[K]):
         self._sequence = itertools.count()
         self._busy: set[K] = set()
         self._failures: dict[K, int] = {}
+        self._not_before: dict[K, float] = {}
         self._changed = asyncio.Event()
 
     def add(self, key: K, delay: float = 0.0) -> None:
         """Have `key` looked at in `delay` seconds, unless it will be sooner anyway."""
-        due = asyncio.get_running_loop().time() + delay
+        due = max(asyncio.get_running_loop().time() + delay, self._not_before.get(key, 0.0))
         if key in self._due and self._due[key] <= due:
             return
         self._due[key] = due
@@ -44,6 +45,7 @@ class WorkQueue(Generic[K]):
             if wait is not None and wait <= 0:
                 _, _, key = heapq.heappop(self._heap)
                 del self._due[key]
+                self._not_before.pop(key, None)
                 self._busy.add(key)
                 return key
             self._changed.clear()
@@ -64,9 +66,16 @@ class WorkQueue(Generic[K]):
         self._release(key, pause)
         return pause
 
+    def put_off(self, key: K, pause: float) -> None:
+        """`key` was not looked at; it comes again in `pause` seconds and no sooner, whatever happens meanwhile."""
+        self._due.pop(key, None)
+        self._not_before[key] = asyncio.get_running_loop().time() + pause
+        self._release(key, pause)
+
     def forget(self, key: K) -> None:
         """`key` is gone."""
         self._failures.pop(key, None)
+        self._not_before.pop(key, None)
         self._due.pop(key, None)
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ The official client would be most of the operator's memory; the operator needs n
 
 import asyncio
 import json
+import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -25,6 +26,11 @@ PAGE = 500
 """Objects a list request: keeps the spike in memory small on both sides."""
 ATTEMPTS = 4
 RETRIED = {429, 500, 502, 503, 504}
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 4.0
+"""Seconds before the second attempt, and at most before a later one: each pause is four times the one before, give or
+take a quarter, so that many clients do not come back at once."""
+LONGEST_OBEYED = 15.0
+"""Seconds a Retry-After is obeyed for at most; beyond that the object's own back-off is the better wait."""
 TOKEN_AGE = 300.0
 """Seconds after which the credentials are read again."""
 
@@ -53,6 +59,10 @@ class KubeClient:
         self._read_at = 0.0
         self.writes = 0
         """Requests that changed something, or meant to. At rest it stands still."""
+        self.retries = 0
+        """Requests sent again because the server was busy, failing or gone."""
+        self._answered = False
+        self._failing_since: float | None = None
 
     async def __aenter__(self) -> Self:
         info = connection()
@@ -93,18 +103,23 @@ class KubeClient:
         if self._session is None:
             raise RuntimeError("the client is used outside of its context")
         failure: Exception | None = None
+        wait = 0.0
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         if method != "GET":
             self.writes += 1
         for attempt in range(ATTEMPTS):
             if attempt:
-                await asyncio.sleep(min(0.2 * 4**attempt, 5.0))
+                self.retries += 1
+                pause = min(FIRST_PAUSE * 4 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.25)
+                await asyncio.sleep(max(pause, wait))
+                wait = 0.0
             headers = {**self._authorization(), "Accept": "application/json", "Content-Type": content_type}
             try:
                 async with self._session.request(
                     method, self._server + path, data=data, params=params, headers=headers
                 ) as response:
                     text = await response.text()
+                    self._note(response.status < 500 and response.status != 429)
                     if response.status < 400:
                         return dict(json.loads(text)) if text else {}
                     failure = _error(verb, path, response.status, text)
@@ -112,10 +127,27 @@ class KubeClient:
                         self._headers = {}
                     elif response.status not in RETRIED:
                         raise failure
+                    wait = _retry_after(response.headers.get("Retry-After"))
             except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError) as error:
+                self._note(False)
                 failure = ApiUnreachable(f"cannot {verb} {path}: {type(error).__name__} {error}".strip())
         assert failure is not None
         raise failure
+
+    def _note(self, well: bool) -> None:
+        """Remember how the server is."""
+        if well:
+            self._answered, self._failing_since = True, None
+        elif self._failing_since is None:
+            self._failing_since = time.monotonic()
+
+    def unreachable(self, patience: float) -> str | None:
+        """Why nothing can be done at the API server now: it has never answered, or not for `patience` seconds."""
+        if not self._answered:
+            return "the API server has not answered yet"
+        if self._failing_since is not None and time.monotonic() - self._failing_since > patience:
+            return f"the API server has not answered for {time.monotonic() - self._failing_since:.0f} s"
+        return None
 
     async def apply(self, resource: Resource, obj: Mapping[str, Any], manager: str) -> Json:
         """Server-side apply: these fields are `manager`'s from now on. Returns the object as it is now."""
@@ -238,3 +270,8 @@ def _error(verb: str, path: str, status: int, text: str) -> ApiError:
     except (json.JSONDecodeError, AttributeError):
         reason, message = "", text[:500]
     return ApiError(verb, path, status, reason, message)
+
+
+def _retry_after(text: str | None) -> float:
+    """Seconds a busy server asks to be left alone; 0 if it does not say so in seconds."""
+    return min(float(text), LONGEST_OBEYED) if text is not None and text.isdigit() else 0.0
