@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sluice_devcluster import images, node_config, node_plan, pki, runtime
+from sluice_devcluster.errors import DevClusterError
 from sluice_devcluster.places import State
 
 SUPERVISE = """
@@ -140,6 +142,14 @@ def test_the_mounts_hold_this_environment_and_no_folder_twice() -> None:
     for needed in (sys.prefix, os.path.dirname(os.path.dirname(runtime.__file__)), "/usr"):
         assert any(Path(needed).is_relative_to(path) for path in found)
     assert not any(a != b and a.is_relative_to(b) for a in found for b in found)
+
+
+def test_an_environment_that_pods_could_not_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod's own /tmp lies over the machine's: every container would die for want of its Python."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(sys, "prefix", folder)
+        with pytest.raises(DevClusterError, match=rf"pods have a /tmp of their own, which would hide {folder}: move"):
+            runtime.host_mounts()
 
 
 def test_source_folders_are_read_from_the_environments_pth_files(tmp_path: Path) -> None:

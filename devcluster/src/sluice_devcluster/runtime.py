@@ -26,6 +26,8 @@ UNUSED_PLUGINS = (
     "io.containerd.internal.v1.tracing",
     "io.containerd.image-verifier.v1.bindir",
 )
+PODS_OWN = (Path("/tmp"), Path("/dev"), Path("/proc"), Path("/run"), Path("/sys"))
+"""Folders that a pod gets anew, above what the runtime mounts."""
 
 
 def editable_sources(site_packages: Path) -> list[Path]:
@@ -48,7 +50,7 @@ def host_mounts() -> list[Path]:
     """The folders and files of this machine that `sluice-host` containers see at the same place, read-only.
 
     A folder inside another one of the list is left out. Raises DevClusterError when Python is not run from a virtual
-    environment, or when another user could not read it.
+    environment, when another user could not read it, or when a pod's own folders would hide it.
     """
     if sys.prefix == sys.base_prefix:
         raise DevClusterError(
@@ -64,6 +66,10 @@ def host_mounts() -> list[Path]:
     for path in sorted({p for p in wanted if p.exists()}, key=lambda p: len(p.parts)):
         if any(path.is_relative_to(other) for other in found):
             continue
+        if hiding := next((own for own in PODS_OWN if path.is_relative_to(own)), None):
+            raise DevClusterError(
+                f"pods have a {hiding} of their own, which would hide {path}: move the checkout elsewhere"
+            )
         if not path.stat().st_mode & 0o004:
             raise DevClusterError(f"pods run as user 1000 and could not read {path}: `chmod -R o+rX {path}`")
         found.append(path)
