@@ -23,21 +23,17 @@ def test_the_whole_loop_goes_as_promised(tmp_path: Path) -> None:
     assert sluice_dev, "the environment lacks sluice-dev; run `make setup`"
     output, report = tmp_path / "output", tmp_path / "report.html"
 
-    process = subprocess.Popen(
-        [sluice_dev, "demo", "--output", str(output), "--report", str(report)],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
+    command = [sluice_dev, "demo", "--output", str(output), "--report", str(report)]
     lines = []
-    for line in process.stdout:
-        lines.append(line)
-        print(line, end="", flush=True)
-    code = process.wait(60)
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            print(line, end="", flush=True)
 
-    assert code == 0, "".join(lines[-40:])
+    assert process.returncode == 0, "".join(lines[-40:])
     if LOCAL:
         status = subprocess.run([sluice_dev, "status", "-o", "json"], capture_output=True, text=True, timeout=60)
         state = json.loads(status.stdout)

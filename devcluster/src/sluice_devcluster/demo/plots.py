@@ -41,7 +41,8 @@ def loss_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     axis.set_xlabel("step", fontsize=8)
     axis.set_ylabel("loss (nats per answer token)", fontsize=8)
     axis.set_yscale("log")
-    axis.legend(fontsize=8, frameon=False)
+    if histories:
+        axis.legend(fontsize=8, frameon=False)
     return _svg(figure)
 
 

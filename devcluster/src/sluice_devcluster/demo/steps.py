@@ -65,7 +65,7 @@ class Screen:
         def say(detail: str) -> None:
             if detail != step.detail:
                 step.detail = detail
-                self._line(f"    {title}: {detail}")
+                self._line(f"  {step.seconds(self.clock()):4.0f} s  {detail}")
 
         try:
             yield say

@@ -212,7 +212,8 @@ class Story:
                 if feedback:
                     outcome, mark = ("success", 1) if good else ("failure", -1)
                     self.device.post("/v1/feedback", {"id": answer["id"], "outcome": outcome, "feedback": mark})
-                say(f"{right} of {i} right")
+                if i % 10 == 0 or i == len(questions):
+                    say(f"{right} of {i} right")
         share = right / len(questions)
         self.facts.answers[label] = share
         return share
