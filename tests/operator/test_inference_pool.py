@@ -197,6 +197,18 @@ class TestFirstDeployment:
         assert "spec.modelVersion" in conditions["Ready"]["message"]
         assert not [a for a in made.apply if a.resource.kind == "RayService"]
 
+    def test_a_version_that_is_being_deleted_is_not_rolled_out_but_what_serves_it_goes_on(self, world: World) -> None:
+        state = replace(version_state("v1"), missing=True, why_not="ModelVersion v1 is being deleted")
+        observed = replace(world.observe(), versions={"v1": state})
+        made = plan(world.make.meta("chat"), world.spec, observed, world.make.settings(), world.now)
+        assert [a.object["metadata"]["name"] for a in made.apply if a.resource.kind == "RayService"] == list(
+            world.engines
+        )
+        fresh = replace(observed, status=InferencePoolStatus(), engines={})
+        told = plan(world.make.meta("chat"), world.spec, fresh, world.make.settings(), world.now)
+        assert not [a for a in told.apply if a.resource.kind == "RayService"]
+        assert "is being deleted" in str(told.status)
+
 
 class TestRollout:
     def test_no_traffic_before_the_candidate_is_ready(self, world: World) -> None:
@@ -265,6 +277,9 @@ class TestRollout:
         assert world.reason("Available") == ("True", "Serving")
         assert world.status.history[-1].outcome is RolloutOutcome.ROLLED_BACK
         assert "60 of 100 failed" in world.status.history[-1].message
+        degraded = next(c for c in world.status.conditions if c.type == "Degraded")
+        assert (degraded.status, degraded.reason) == ("True", "RolledBack")
+        assert "60 of 100 failed" in degraded.message
         assert len(world.engines) == 2, "answers under way may end"
         world.seconds += 31
         world.step()
@@ -282,6 +297,43 @@ class TestRollout:
         world.engine("v2", ready=True)
         world.step()
         assert world.weights() == {"v1": 80, "v2": 20}
+
+    def test_a_lost_stable_engine_is_degraded_until_it_is_back(self, world: World) -> None:
+        world.engine("v1", ready=False)
+        world.step()
+        assert world.reason("Degraded") == ("True", "StableNotReady")
+        world.engine("v1", ready=True)
+        world.step()
+        assert world.reason("Degraded") == ("False", "Serving")
+
+    def test_what_a_rollout_takes_is_said_before_it_starts(self, make: Any) -> None:
+        world = World(make, make.pool_spec(hardware={"accelerator": "nvidia-l4"}, replicas={"min": 2, "max": 3}))
+        world.step()
+        world.engine("v1", ready=True)
+        world.step()
+        world.want("v2")
+        world.request = RolloutRequest.PAUSE
+        world.step()
+        assert world.status.candidate is None
+        assert world.status.rollout_needs is not None
+        assert (world.status.rollout_needs.accelerators, world.status.rollout_needs.accelerators_at_most) == (2, 3)
+        world.request = None
+        made = world.step()
+        started = next(e.message for e in made.events if e.reason == "RolloutStarted")
+        assert "2 x 1 nvidia-l4: 2 beyond today's, 1 more if it grows" in started
+        assert "2 beyond today's" in next(c.message for c in world.status.conditions if c.type == "Ready")
+        world.want("v1")
+        world.step()
+        assert world.status.rollout_needs is None
+
+    def test_a_rollout_over_a_former_stable_takes_its_machines_over(self, world: World) -> None:
+        rolling(world)
+        for _ in range(3):
+            look(world, candidate=400)
+        assert len(world.engines) == 2
+        world.want("v3")
+        made = world.step()
+        assert "in place of an engine that goes first" in next(e.message for e in made.events)
 
     def test_an_engine_that_cannot_start_ends_the_rollout(self, world: World) -> None:
         world.want("v2")
@@ -358,6 +410,49 @@ class TestPeople:
         world.step()
         assert world.status.candidate is not None
         assert world.request is None
+
+    def test_a_refused_version_stays_refused_whatever_else_the_conditions_say_meanwhile(self, world: World) -> None:
+        """The API server refusing a child, or a ModelVersion that is away for a moment, is no word of a person."""
+        rolling(world)
+        look(world, errors=60)
+        evidence = next(c.message for c in world.status.conditions if c.type == "Degraded")
+        for condition in world.status.conditions:
+            if condition.type in {"Ready", "Stalled"}:
+                condition.reason, condition.message = "ApplyRejected", "Service chat-gateway: no"
+        world.unverified = {"v2"}
+        world.step()
+        world.unverified = set()
+        world.step()
+        assert world.status.candidate is None
+        assert world.reason("Stalled") == ("True", "RolledBack")
+        assert evidence == next(c.message for c in world.status.conditions if c.type == "Degraded")
+        world.want("v1")
+        world.step()
+        assert world.reason("Degraded") == ("False", "Serving")
+        assert world.status.refused is None
+
+    def test_a_version_of_the_same_name_from_another_manifest_is_another_version(self, world: World) -> None:
+        rolling(world)
+        look(world, errors=60)
+        assert world.status.refused is not None
+        world.status.refused.manifest_digest = digest("v9")
+        world.step()
+        assert world.status.candidate is not None
+
+    def test_a_pause_does_not_use_up_the_deadline(self, world: World) -> None:
+        rolling(world)
+        world.request = RolloutRequest.PAUSE
+        look(world, seconds=10, stable=2, candidate=2)
+        look(world, seconds=4000, stable=2, candidate=2)
+        world.request = None
+        look(world, seconds=100, stable=2, candidate=2)
+        assert world.reason() == ("False", "RollingOut"), "an hour is allowed, and seconds were used"
+        assert 4000 <= world.status.paused_seconds <= 4100
+        look(world, seconds=3600, stable=2, candidate=2)
+        assert world.reason("Stalled") == ("True", "Inconclusive")
+        world.want("v1")
+        world.step()
+        assert (world.status.paused_seconds, world.status.paused_at) == (0, None)
 
     def test_pause_holds_the_step_but_not_a_rollback(self, world: World) -> None:
         rolling(world)

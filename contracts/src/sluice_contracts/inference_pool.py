@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from sluice_contracts.base import Contract, Digest, Duration, Name, ShortText, Timestamp
+from sluice_contracts.base import Contract, Digest, Duration, Name, ShortText, Text, Timestamp
 from sluice_contracts.hardware import ReplicaHardware
 from sluice_contracts.kubernetes import (
     Conditions,
@@ -22,14 +22,24 @@ class Replicas(Contract):
     """How many engines run, and when there should be more."""
 
     model_config = cel(
+        (
+            "self.min >= 1",
+            "replicas.min 0 (scale to zero) is not built yet: the gateway does not hold requests until an engine is up. "
+            "Leave min at 1 or more",
+        ),
         ("self.min <= self.max", "replicas.min must not be above replicas.max"),
-        ("self.warm <= self.max", "replicas.warm must not be above replicas.max"),
+        ("self.min + self.warm <= self.max", "replicas.min and replicas.warm together must not be above replicas.max"),
     )
 
     min: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Engines that always run."""
     max: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Engines that run at most; above `min`, Ray Serve and KubeRay's autoscaler follow the load."""
     target_ongoing: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Requests an engine should be working on; more of them and engines are added, fewer and they are removed."""
     warm: Annotated[int, Field(ge=0, le=100)] = 0
+    """Machines kept ready beside the engines of `min`. Their nodes and images are there, so that growing waits for no
+    more than loading the model. They cost what their accelerators cost."""
 
 
 class Engine(Contract):
@@ -145,6 +155,36 @@ class Cache(Contract):
     max_entries: Annotated[int, Field(ge=0, le=1_000_000)] = 0
 
 
+class ParentReference(Contract):
+    """A Gateway, or one of its listeners, that the route asks to be attached to."""
+
+    name: ObjectName
+    namespace: ObjectName | None = None
+    """The Gateway's namespace; it must let routes of the pool's namespace in."""
+    section_name: ObjectName | None = None
+    """One listener of the Gateway."""
+    port: Annotated[int, Field(ge=1, le=65_535)] | None = None
+
+
+Hostname = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        min_length=1,
+        max_length=253,
+    ),
+]
+"""As the Gateway API defines it: a DNS name, its first label perhaps `*`."""
+
+
+class GatewayRoute(Contract):
+    """An HTTPRoute of the Gateway API that leads from outside the cluster to the pool's gateway."""
+
+    parent_refs: Annotated[list[ParentReference], Field(min_length=1, max_length=8)]
+    hostnames: Annotated[list[Hostname], Field(max_length=16)] = []
+    """None: every hostname that the Gateway's listeners have."""
+
+
 class Gateway(Contract):
     """The only way in."""
 
@@ -153,13 +193,21 @@ class Gateway(Contract):
     interactions: Interactions = Interactions()
     fallback: Fallback = Fallback()
     cache: Cache = Cache()
+    route: GatewayRoute | None = None
     pod_template: PodTemplate | None = None
 
 
 class InferencePoolSpec(Contract):
     """Which version is wanted, on what, and how it gets there."""
 
-    model_config = cel(*immutable("InferencePool", "model"))
+    model_config = cel(
+        *immutable("InferencePool", "model"),
+        (
+            "self.replicas.min == self.replicas.max || self.replicas.targetOngoing <= self.limits.inFlightPerReplica",
+            "replicas.targetOngoing must not be above limits.inFlightPerReplica: the gateway would hold back the very "
+            "requests that tell when to add an engine",
+        ),
+    )
 
     model: Name
     model_version: ObjectName
@@ -230,6 +278,28 @@ class RolloutRecord(Contract):
     verdicts: Annotated[list[MetricVerdict], Field(max_length=16)] = []
 
 
+class RefusedVersion(Contract):
+    """A version that was tried and refused. It is not tried again until `spec` has wanted another, or a person asks."""
+
+    model_version: ObjectName
+    manifest_digest: Digest
+    reason: ShortText
+    message: Text = ""
+
+
+class RolloutNeeds(Contract):
+    """What a rollout takes while it lasts, beside what runs without it."""
+
+    accelerator: ShortText
+    replicas: Annotated[int, Field(ge=1)]
+    """Machines of the candidate, warm ones included, when it starts."""
+    accelerators: Annotated[int, Field(ge=0)]
+    """GPUs or TPU chips of those; 0 on CPU."""
+    accelerators_at_most: Annotated[int, Field(ge=0)]
+    """The same if the candidate grows to `replicas.max`."""
+    message: ShortText = ""
+
+
 class Weight(Contract):
     """A version's share of the traffic."""
 
@@ -252,6 +322,13 @@ class InferencePoolStatus(Contract):
     step_base_requests: Annotated[int, Field(ge=0)] = 0
     """Requests the candidate had answered when the step began: counts accumulate over a whole rollout."""
     rollout_started_at: Timestamp | None = None
+    rollout_needs: RolloutNeeds | None = None
+    """What the rollout takes beside what runs without it; there before it begins, and gone when it ends."""
+    paused_at: Timestamp | None = None
+    """Since when a person holds the rollout."""
+    paused_seconds: Annotated[int, Field(ge=0)] = 0
+    """How long it was held before: that time does not count towards `deadline`."""
+    refused: RefusedVersion | None = None
     analyzed_at: Timestamp | None = None
     verdicts: Annotated[list[MetricVerdict], Field(max_length=16, json_schema_extra={"x-list-map-keys": ["name"]})] = []
     history: Annotated[list[RolloutRecord], Field(max_length=10)] = []

@@ -39,6 +39,9 @@ class PublishSpec(Contract):
     after: PublishAfter | None = None
     stages: Annotated[list[PublishStage], Field(min_length=1, max_length=10)] = [PublishStage(percent=100)]
     paused: bool = False
+    """No further stage opens. What is open stays open."""
+    yanked: bool = False
+    """Withdraw it: no further device updates to it, and those that run it keep it."""
 
 
 class ModelVersionSpec(Contract):
@@ -67,6 +70,10 @@ class ReleaseStatus(Contract):
     published_stage: Annotated[int, Field(ge=0, le=10)] = 0
     percent: Annotated[int, Field(ge=0, le=100)] = 0
     published_at: Timestamp | None = None
+    channel: ShortText | None = None
+    """Where it was published."""
+    yanked_at: Timestamp | None = None
+    """When it was withdrawn; no device is offered it since."""
 
 
 class PromotionStatus(Contract):

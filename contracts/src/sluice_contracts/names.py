@@ -19,6 +19,9 @@ ANNOTATION_LINEAGE = f"{GROUP}/lineage"
 ANNOTATION_ROLLOUT = f"{GROUP}/rollout"
 """What a person asks of a running rollout: see `RolloutRequest`."""
 
+FINALIZER_IN_USE = f"{GROUP}/in-use"
+"""On a ModelVersion while the status of an InferencePool names it: what serves cannot be lost by deletion."""
+
 
 class RolloutRequest(StrEnum):
     """Values of the rollout annotation of an InferencePool."""
@@ -37,6 +40,10 @@ class ConditionType(StrEnum):
     STALLED = "Stalled"
     AVAILABLE = "Available"
     """Of an InferencePool: requests are answered, by whichever version. Ready also wants that version to be spec's."""
+    DEGRADED = "Degraded"
+    """Of an InferencePool: it serves less, or something else, than its spec asks for; the message says why."""
+    ROUTE_ACCEPTED = "RouteAccepted"
+    """Of an InferencePool with `gateway.route`: its HTTPRoute is there, and the Gateways it names have taken it."""
     EVALUATED = "Evaluated"
     EXPORTED = "Exported"
     VERIFIED = "Verified"

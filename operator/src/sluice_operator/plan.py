@@ -24,6 +24,7 @@ class Meta:
     generation: int
     annotations: Mapping[str, str] = field(default_factory=dict)
     deleting: bool = False
+    finalizers: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, obj: Object) -> "Meta":
@@ -36,6 +37,7 @@ class Meta:
             generation=meta.get("generation", 0),
             annotations=meta.get("annotations") or {},
             deleting="deletionTimestamp" in meta,
+            finalizers=frozenset(meta.get("finalizers") or ()),
         )
 
 

@@ -25,6 +25,7 @@ from sluice_operator.plan import Meta
 from sluice_operator.settings import Settings
 
 API_PORT = 8080
+SERVICE_PORT = 80
 INTERNAL_PORT = 8081
 KEYS = "/etc/sluice/keys"
 DATABASE = "/etc/sluice/database"
@@ -113,7 +114,7 @@ def _service(meta: Meta, spec: InferencePoolSpec) -> dict[str, Any]:
         spec={
             "type": "ClusterIP",
             "selector": pod_labels(meta.name),
-            "ports": [{"name": "http", "port": 80, "targetPort": API_PORT, "protocol": "TCP"}],
+            "ports": [{"name": "http", "port": SERVICE_PORT, "targetPort": API_PORT, "protocol": "TCP"}],
         },
     )
 

@@ -25,6 +25,17 @@ SERVE_PORT = 8000
 HEAD_RESOURCES = {"cpu": "1", "memory": "2Gi"}
 HEADROOM = 2
 """Requests an engine takes beyond the gateway's limit: the gateway is the one that queues."""
+IDLE_SECONDS = 300
+"""A machine whose engine was removed stays this long: Ray's default of 60 s would give a node back in the lull between
+two bursts, and loading a model on a new one takes minutes."""
+AUTOSCALER: dict[str, Any] = {
+    "idleTimeoutSeconds": IDLE_SECONDS,
+    # KubeRay's own default, said here so that the sidecar's share is seen beside the head's.
+    "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"cpu": "500m", "memory": "512Mi"}},
+    # Without it the sidecar alone would keep the pod out of a namespace that enforces the `restricted` standard.
+    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+}
+"""KubeRay's `autoscalerOptions` (ray.io/v1, AutoscalerOptions): the sidecar in the head pod that asks for machines."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +58,15 @@ def engine_url(service: str, namespace: str) -> str:
     return f"http://{service}-serve-svc.{namespace}.svc.cluster.local:{SERVE_PORT}"
 
 
+def has_worker_group(spec: InferencePoolSpec) -> bool:
+    """Whether engines run in pods of their own. A single engine on CPU shares the head's pod: one less to start."""
+    return spec.hardware.accelerator != "cpu" or spec.replicas.max > 1
+
+
 def ray_service(meta: Meta, spec: InferencePoolSpec, version: Version, settings: Settings) -> dict[str, Any]:
     """The RayService of `version`. Raises HardwareError."""
     box = machine(spec.hardware)
-    alone = spec.hardware.accelerator == "cpu" and spec.replicas.max == 1
+    alone = not has_worker_group(spec)
     own = {LABEL_POOL: meta.name, LABEL_MODEL_VERSION: short_name(version.name)}
     label = labels("engine", model=version.model, lineage=version.lineage, **own)
     head_resources = box.resources if alone else {"requests": HEAD_RESOURCES, "limits": HEAD_RESOURCES}
@@ -66,9 +82,13 @@ def ray_service(meta: Meta, spec: InferencePoolSpec, version: Version, settings:
         },
     }
     if not alone:
-        start = {"num-cpus": str(max(2, box.cpus))} | ({"num-gpus": str(box.gpus)} if box.gpus else {})
-        lowest = max(spec.replicas.min, spec.replicas.warm)
-        cluster["enableInTreeAutoscaling"] = spec.replicas.max > lowest
+        # An engine takes one of Ray's CPUs. On CPU that is what keeps a second engine out of the same machine.
+        cpus = 1 if spec.hardware.accelerator == "cpu" else max(2, box.cpus)
+        start = {"num-cpus": str(cpus)} | ({"num-gpus": str(box.gpus)} if box.gpus else {})
+        lowest = spec.replicas.min + spec.replicas.warm
+        if spec.replicas.max > lowest:
+            cluster["enableInTreeAutoscaling"] = True
+            cluster["autoscalerOptions"] = AUTOSCALER
         cluster["workerGroupSpecs"] = [
             {
                 "groupName": "engines",
@@ -99,7 +119,7 @@ def _application(spec: InferencePoolSpec, version: Version) -> dict[str, Any]:
         "maxModelLen": spec.engine.max_model_len,
         "dtype": spec.engine.dtype,
         "engineArgs": dict(spec.engine.args),
-        "minReplicas": max(spec.replicas.min, spec.replicas.warm),
+        "minReplicas": spec.replicas.min,
         "maxReplicas": spec.replicas.max,
         "targetOngoing": spec.replicas.target_ongoing,
         "maxOutputTokens": spec.limits.max_output_tokens,

@@ -6,6 +6,8 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
+from sluice_contracts.names import FINALIZER_IN_USE
+
 from sluice_operator.engine.breaker import OPEN_SECONDS, Breaker
 from sluice_operator.engine.cache import Cache, Key, key_of, owner_of
 from sluice_operator.engine.execute import Executor, RejectedError
@@ -13,8 +15,8 @@ from sluice_operator.engine.metrics import Metrics
 from sluice_operator.engine.queue import WorkQueue
 from sluice_operator.engine.watch import SELECTOR
 from sluice_operator.kube.client import ApiError, ApiUnreachable, KubeClient
-from sluice_operator.kube.resources import CHILDREN, OWN, Resource
-from sluice_operator.plan import Event, EventType, Object, Plan
+from sluice_operator.kube.resources import CHILDREN, OPTIONAL, OWN, Resource
+from sluice_operator.plan import Event, EventType, Meta, Object, Plan
 
 DEADLINE_SECONDS = 180.0
 """One look at one object; beyond it something hangs, and the object is looked at anew."""
@@ -69,9 +71,10 @@ class Controller:
         as nothing new, so whoever it concerns hears of it here: also of what others changed just before the write."""
         key = key_of(resource, obj)
         before = self.cache.get(*key)
+        concerned = self._concerned(key, obj)  # whom it named before must hear of it too
         if not self.cache.upsert(resource, obj):
             return
-        concerned = self._concerned(key, obj)
+        concerned |= self._concerned(key, obj)
         if key == writer and before is not None and _same_wishes(before, obj):
             concerned.discard(writer)
         for one in concerned:
@@ -98,7 +101,8 @@ class Controller:
                 except ApiError as error:
                     if error.status != 404:
                         raise
-                    log.warning("the API server does not know %s; waiting for its CRD", resource)
+                    level = logging.DEBUG if resource in OPTIONAL else logging.WARNING
+                    log.log(level, "the API server does not know %s; waiting for its CRD", resource)
                     continue
                 for item in items:
                     self.changed(resource, item, deleted=False)
@@ -147,7 +151,7 @@ class Controller:
         if obj is None:
             self._breaker.forget(key)
             return None
-        if "deletionTimestamp" in obj["metadata"]:
+        if "deletionTimestamp" in obj["metadata"] and FINALIZER_IN_USE not in Meta.of(obj).finalizers:
             return None
         plan = await self._deciders[key.resource](obj)
         await self._executor.execute(key.resource, obj, plan)

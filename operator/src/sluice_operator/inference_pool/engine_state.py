@@ -24,6 +24,8 @@ class EngineState:
     """Why its application will not come up by itself; None while it may."""
     message: str = ""
     deleting: bool = False
+    pods: int | None = None
+    """Its ready worker pods; None where KubeRay has not said."""
 
 
 def read_ray_service(obj: Object) -> EngineState:
@@ -41,6 +43,7 @@ def read_ray_service(obj: Object) -> EngineState:
         failure=_failure(*failed) if failed is not None else None,
         message=_message(ready, active or pending),
         deleting="deletionTimestamp" in obj["metadata"],
+        pods=((status.get("activeServiceStatus") or {}).get("rayClusterStatus") or {}).get("availableWorkerReplicas"),
     )
 
 

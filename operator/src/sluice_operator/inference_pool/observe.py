@@ -15,6 +15,7 @@ from sluice_operator.children.routes import read_routes, routes_name
 from sluice_operator.engine.cache import Cache
 from sluice_operator.inference_pool.engine_state import EngineState, read_ray_service
 from sluice_operator.inference_pool.evidence import Evidence, gather
+from sluice_operator.inference_pool.route import NO_ROUTE, ObservedRoute, observe_route
 from sluice_operator.kube.client import KubeClient
 from sluice_operator.kube.resources import CONFIG_MAP, DEPLOYMENT, INFERENCE_POOL, MODEL_VERSION, RAY_SERVICE
 from sluice_operator.plan import Meta
@@ -27,6 +28,7 @@ class VersionState:
     version: Version | None = None
     """None unless it is verified."""
     missing: bool = False
+    """Not there, or being deleted: what serves it goes on, and no rollout to it begins."""
     stalled: bool = False
     why_not: str = ""
 
@@ -56,6 +58,7 @@ class Observed:
     request: RolloutRequest | None = None
     bad_request: str | None = None
     """The rollout annotation, where it is none of the known words."""
+    route: ObservedRoute = NO_ROUTE
 
 
 def window_of(candidate: ServedVersion, started_at: str | None) -> str:
@@ -103,13 +106,14 @@ async def observe(
         window=routes.window if routes is not None else "",
         request=request,
         bad_request=text if text is not None and request is None else None,
+        route=await observe_route(meta, spec, cache, kube),
     )
 
 
 def version_state(namespace: str, name: str, cache: Cache) -> VersionState:
     """What the cache says of ModelVersion `name`."""
     obj = cache.get(MODEL_VERSION, namespace, name)
-    if obj is None or "deletionTimestamp" in obj["metadata"]:
+    if obj is None:
         return VersionState(missing=True, why_not=f"there is no ModelVersion {name} in namespace {namespace}")
     status = obj.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or []}
@@ -119,7 +123,10 @@ def version_state(namespace: str, name: str, cache: Cache) -> VersionState:
         stalled = verified.get("status") == "False"
         return VersionState(stalled=stalled, why_not=f"ModelVersion {name} is not verified: {why}")
     manifest = ManifestReference.model_validate(obj["spec"]["manifest"])
-    return VersionState(Version(name, obj["spec"]["model"], status["lineage"], manifest))
+    version = Version(name, obj["spec"]["model"], status["lineage"], manifest)
+    if "deletionTimestamp" in obj["metadata"]:
+        return VersionState(version, missing=True, why_not=f"ModelVersion {name} is being deleted")
+    return VersionState(version)
 
 
 def _gateway(meta: Meta, cache: Cache) -> GatewayState:

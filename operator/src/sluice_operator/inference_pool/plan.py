@@ -12,8 +12,11 @@ from sluice_operator.children.hardware import HardwareError
 from sluice_operator.children.rayservice import engine_url, ray_service
 from sluice_operator.children.routes import routes_config_map, routing_table
 from sluice_operator.conditions import ConditionSet
+from sluice_operator.inference_pool.capacity import engines, room
 from sluice_operator.inference_pool.observe import Observed, window_of
-from sluice_operator.inference_pool.rollout import Manner, Standing, Turn, candidate_weight, turn
+from sluice_operator.inference_pool.rollout import Turn, turn
+from sluice_operator.inference_pool.route import plan_route
+from sluice_operator.inference_pool.standing import Manner, Standing, candidate_weight, paused
 from sluice_operator.kube.resources import CONFIG_MAP, RAY_SERVICE
 from sluice_operator.plan import Apply, Delete, Meta, Plan
 from sluice_operator.settings import Settings
@@ -29,8 +32,9 @@ def plan(meta: Meta, spec: InferencePoolSpec, observed: Observed, settings: Sett
     status = decided.status
     status.observed_generation = meta.generation
     status.url = gateway_url(meta)
-    status.replicas = sum(max(1, spec.replicas.min) for s in _served(status) if s.ready)
+    status.replicas = sum(engines(spec, observed.engines.get(s.ray_service)) for s in _served(status) if s.ready)
 
+    route = plan_route(meta, spec, observed.route)
     apply = [Apply(CONFIG_MAP, _routes(meta, spec, observed, status))]
     apply += [Apply(resource, obj) for resource, obj in gateway_objects(meta, spec, settings)]
     standing = decided.standing
@@ -38,16 +42,17 @@ def plan(meta: Meta, spec: InferencePoolSpec, observed: Observed, settings: Sett
         apply += _engines(meta, spec, observed, status, settings)
     except HardwareError as error:
         standing = Standing(Manner.STALLED, "InvalidHardware", f"spec.{error}")
+    apply += route.apply
     delete, wait = _leftovers(meta, observed, status, now)
 
-    _conditions(meta, observed, status, standing, now)
+    _conditions(meta, observed, status, standing, route.condition, now)
     return Plan(
         apply=apply,
-        delete=delete,
+        delete=[*delete, *route.delete],
         status=status.wire(),
         status_first=True,
         events=decided.events,
-        requeue_after=_next_look(spec, observed, decided, now, wait),
+        requeue_after=_next_look(spec, decided, now, [w for w in (wait, route.requeue_after) if w is not None]),
         consume=ANNOTATION_ROLLOUT if decided.consume else None,
         consume_first=decided.consume_first,
     )
@@ -64,21 +69,21 @@ def _routes(meta: Meta, spec: InferencePoolSpec, observed: Observed, status: Inf
     backends = []
     window = observed.window
     if status.stable is not None:
-        backends.append(_backend(meta, spec, status.stable, 100 - share))
+        backends.append(_backend(meta, spec, observed, status.stable, 100 - share))
     if status.candidate is not None and status.step is not None:
-        backends.append(_backend(meta, spec, status.candidate, share))
+        backends.append(_backend(meta, spec, observed, status.candidate, share))
         window = window_of(status.candidate, status.rollout_started_at)
     return routes_config_map(meta, routing_table(meta, spec, backends, window))
 
 
-def _backend(meta: Meta, spec: InferencePoolSpec, served: ServedVersion, weight: int) -> Backend:
+def _backend(meta: Meta, spec: InferencePoolSpec, observed: Observed, served: ServedVersion, weight: int) -> Backend:
     return Backend(
         model_version=served.model_version,
         lineage=served.lineage,
         manifest_digest=served.manifest_digest,
         url=engine_url(served.ray_service, meta.namespace),
         weight=weight,
-        replicas=max(1, spec.replicas.min),
+        replicas=room(spec, observed.engines.get(served.ray_service)),
         ready=served.ready,
     )
 
@@ -118,7 +123,14 @@ def _leftovers(
     return [Delete(RAY_SERVICE, meta.namespace, name) for name in sorted(gone)], None
 
 
-def _conditions(meta: Meta, observed: Observed, status: InferencePoolStatus, standing: Standing, now: datetime) -> None:
+def _conditions(
+    meta: Meta,
+    observed: Observed,
+    status: InferencePoolStatus,
+    standing: Standing,
+    route: tuple[bool | None, str, str] | None,
+    now: datetime,
+) -> None:
     conditions = ConditionSet(observed.status.conditions, meta.generation, now)
     match standing.manner:
         case Manner.READY:
@@ -136,15 +148,25 @@ def _conditions(meta: Meta, observed: Observed, status: InferencePoolStatus, sta
         conditions.set(ConditionType.AVAILABLE, False, "NoReadyVersion", "no version is ready to answer")
     else:
         conditions.set(ConditionType.AVAILABLE, False, "NoReadyGateway", observed.gateway.message)
+    conditions.set(ConditionType.DEGRADED, *_degraded(status, standing))
+    if route is not None:
+        conditions.set(ConditionType.ROUTE_ACCEPTED, *route)
     status.conditions = conditions.list()
 
 
-def _next_look(
-    spec: InferencePoolSpec, observed: Observed, decided: Turn, now: datetime, wait: float | None
-) -> float | None:
+def _degraded(status: InferencePoolStatus, standing: Standing) -> tuple[bool, str, str]:
+    """Whether less, or something else, is served than spec asks for, and why: after a rollback with its evidence."""
+    stable = status.stable
+    if standing.manner is Manner.STALLED:
+        return True, standing.reason, standing.message
+    if stable is not None and stable.since is not None and not stable.ready:
+        return True, "StableNotReady", f"{stable.model_version} has served and is not ready now: {standing.message}"
+    return False, standing.reason, ""
+
+
+def _next_look(spec: InferencePoolSpec, decided: Turn, now: datetime, waits: list[float]) -> float | None:
     """When to look again: at the next analysis, at the end of a drain or a rollback window, or at a deadline."""
     status = decided.status
-    waits = [] if wait is None else [wait]
     if status.candidate is not None and status.step is not None and status.analyzed_at is not None:
         due = parse_timestamp(status.analyzed_at) + timedelta(seconds=seconds(spec.rollout.interval))
         waits.append((due - now).total_seconds())
@@ -152,6 +174,7 @@ def _next_look(
         waits.append(UNREADY_SECONDS)
     if status.candidate is not None and status.rollout_started_at is not None:
         end = parse_timestamp(status.rollout_started_at) + timedelta(seconds=seconds(spec.rollout.deadline))
+        end += paused(status, now)
         if end > now:
             waits.append((end - now).total_seconds())
     if status.previous is not None and status.previous.since is not None:

@@ -8,7 +8,6 @@ verdicts or a person's word; the spec is never touched.
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
 
 from sluice_contracts.analysis import VersionCounts
 from sluice_contracts.base import parse_timestamp, seconds, timestamp
@@ -16,43 +15,29 @@ from sluice_contracts.inference_pool import (
     InferencePoolSpec,
     InferencePoolStatus,
     MetricVerdict,
+    RefusedVersion,
+    RolloutNeeds,
     RolloutOutcome,
     RolloutRecord,
     ServedVersion,
-    Verdict,
     Weight,
 )
 from sluice_contracts.names import ConditionType, RolloutRequest
 
 from sluice_operator.analysis import judge
 from sluice_operator.analysis.verdicts import all_equivalent, any_harmful
+from sluice_operator.children.hardware import HardwareError
 from sluice_operator.children.rayservice import Version, service_name
-from sluice_operator.conditions import find, is_true
+from sluice_operator.conditions import find
 from sluice_operator.inference_pool.evidence import Evidence
+from sluice_operator.inference_pool.needs import rollout_needs
 from sluice_operator.inference_pool.observe import Observed
+from sluice_operator.inference_pool.standing import Manner, Standing, candidate_weight, evidence_text, paused
 from sluice_operator.plan import Event, EventType, Meta, bounded
 
 HISTORY = 10
-BLOCKING = {"RolledBack", "Aborted"}
-"""Reasons of Stalled that keep the version spec wants from being tried again without a person's word."""
-
-
-class Manner(StrEnum):
-    """How a standing is shown in the three kstatus conditions."""
-
-    READY = "ready"
-    RECONCILING = "reconciling"
-    WAITING = "waiting"
-    STALLED = "stalled"
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where the pool stands, for its conditions."""
-
-    manner: Manner
-    reason: str
-    message: str
+REFUSAL = 2048
+"""Characters of a refusal's message in status."""
 
 
 @dataclass
@@ -72,25 +57,6 @@ def turn(meta: Meta, spec: InferencePoolSpec, observed: Observed, now: datetime)
     return _Turning(meta, spec, observed, now).turn()
 
 
-def candidate_weight(spec: InferencePoolSpec, status: InferencePoolStatus) -> int:
-    """The candidate's share of the traffic by `status`: its step's, if it is ready."""
-    if status.candidate is None or status.step is None or not status.candidate.ready:
-        return 0
-    return spec.rollout.steps[min(status.step, len(spec.rollout.steps) - 1)]
-
-
-def evidence_text(verdicts: list[MetricVerdict]) -> str:
-    """The verdicts in one line, the harmful first."""
-    order = {Verdict.HARMFUL: 0, Verdict.UNDECIDED: 1, Verdict.EQUIVALENT: 2}
-    parts = []
-    for v in sorted(verdicts, key=lambda v: order[v.verdict]):
-        interval = "" if v.low is None else f" [{v.low:.4g}, {'inf' if v.high is None else format(v.high, '.4g')}]"
-        effect = "" if v.effect is None else f" by {v.effect:+.4g}{interval}"
-        dry = " (dry run)" if v.dry_run else ""
-        parts.append(f"{v.name.value} {v.verdict.value}{effect}: {v.message}{dry}")
-    return "; ".join(parts)
-
-
 class _Turning:
     def __init__(self, meta: Meta, spec: InferencePoolSpec, observed: Observed, now: datetime) -> None:
         self.meta, self.spec, self.observed, self.now = meta, spec, observed, now
@@ -102,6 +68,8 @@ class _Turning:
     def turn(self) -> Turn:
         self._note_readiness()
         self._drop_previous()
+        self._forget_refusal()
+        self._time_pause()
         standing = self._stand()
         if self.observed.request in {RolloutRequest.ABORT, RolloutRequest.RETRY, RolloutRequest.APPROVE}:
             if not self.consume:
@@ -138,6 +106,20 @@ class _Turning:
         if self.now - parse_timestamp(previous.since) >= window and previous.model_version != self.spec.model_version:
             self.status.previous = None
 
+    def _forget_refusal(self) -> None:
+        refused = self.status.refused
+        if refused is not None and refused.model_version != self.spec.model_version:
+            self.status.refused = None
+
+    def _time_pause(self) -> None:
+        """How long a person has held the rollout: the deadline is for the analysis, not for people."""
+        held = self.observed.request is RolloutRequest.PAUSE and self.status.candidate is not None
+        if held and self.status.paused_at is None:
+            self.status.paused_at = timestamp(self.now)
+        elif not held and self.status.paused_at is not None:
+            self.status.paused_seconds = int(paused(self.status, self.now).total_seconds())
+            self.status.paused_at = None
+
     # -- where it stands --------------------------------------------------------------------------------------------
 
     def _stand(self) -> Standing:
@@ -159,8 +141,8 @@ class _Turning:
 
     def _first_deployment(self) -> Standing:
         """Nothing serves yet, so nothing can be compared: the version goes straight to stable."""
-        version = self.wanted.version
-        if version is None or version.model != self.spec.model:
+        version = self._offered()
+        if version is None:
             return self._not_rolled_out()
         self.status.stable = self._served(version)
         self.status.candidate = self.status.previous = None
@@ -186,53 +168,60 @@ class _Turning:
 
     def _begin(self, stable: ServedVersion) -> Standing:
         """Spec wants another version than stable, and no rollout is under way."""
-        version, request = self.wanted.version, self.observed.request
-        if version is None or version.model != self.spec.model:
+        version, request = self._offered(), self.observed.request
+        if version is None:
             return self._not_rolled_out()
         previous = self.status.previous
         if previous is not None and previous.model_version == version.name and previous.ready:
             return self._go_back(stable, previous)
-        if self._blocked() and request is not RolloutRequest.RETRY:
-            before = find(self.status.conditions, ConditionType.STALLED)
-            assert before is not None, "a block is a condition"
-            return Standing(Manner.STALLED, before.reason, before.message)
-        if request is RolloutRequest.PAUSE:
-            return Standing(Manner.WAITING, "Paused", f"the rollout annotation holds {version.name} back")
+        refused = self.status.refused
+        same = refused is not None and refused.manifest_digest == version.manifest.digest
+        if refused is not None and same and request is not RolloutRequest.RETRY:
+            return Standing(Manner.STALLED, refused.reason, refused.message)
         if version.manifest.digest == stable.manifest_digest:
             self.status.stable = stable.model_copy(update={"model_version": version.name, "lineage": version.lineage})
             self._record(self.status.stable, RolloutOutcome.PROMOTED, "the same manifest as the stable version's", [])
             return self._serving()
+        self.status.rollout_needs = self._needs(stable)
+        takes = f"; it takes {self.status.rollout_needs.message}" if self.status.rollout_needs is not None else ""
+        if request is RolloutRequest.PAUSE:
+            return Standing(Manner.WAITING, "Paused", f"the rollout annotation holds {version.name} back{takes}")
         self.consume = request is RolloutRequest.RETRY
+        self.status.refused = None
         self.status.candidate = self._served(version)
         self.status.rollout_started_at = timestamp(self.now)
         self.status.step = self.status.step_started_at = self.status.analyzed_at = None
         self.status.step_base_requests = 0
         self.status.verdicts = []
         self.status.previous = None  # its accelerators are the candidate's now
-        self._event("RolloutStarted", f"from {stable.model_version} to {version.name}, lineage {version.lineage[:16]}")
+        text = f"from {stable.model_version} to {version.name}, lineage {version.lineage[:16]}{takes}"
+        self._event("RolloutStarted", text)
         self._note_readiness()
         return self._rolling(self.status.candidate)
 
     def _not_rolled_out(self) -> Standing:
-        if self.wanted.version is not None:
+        if self.wanted.version is not None and not self.wanted.missing:
             text = f"ModelVersion {self.wanted.version.name} is of model {self.wanted.version.model}"
             return Standing(Manner.STALLED, "ModelMismatch", f"{text}, this pool serves {self.spec.model}")
         reason = "VersionNotFound" if self.wanted.missing else "VersionNotVerified"
         manner = Manner.STALLED if self.wanted.stalled else Manner.RECONCILING
         return Standing(manner, reason, f"spec.modelVersion: {self.wanted.why_not}")
 
-    def _blocked(self) -> bool:
-        """The version was tried and refused, and spec has wanted nothing else since."""
-        stalled = find(self.status.conditions, ConditionType.STALLED)
-        last = self.status.history[-1] if self.status.history else None
-        return (
-            is_true(self.status.conditions, ConditionType.STALLED)
-            and stalled is not None
-            and stalled.reason in BLOCKING
-            and last is not None
-            and last.model_version == self.spec.model_version
-            and last.outcome in {RolloutOutcome.ROLLED_BACK, RolloutOutcome.ABORTED}
-        )
+    def _offered(self) -> Version | None:
+        """The version spec wants, if a rollout to it may begin."""
+        version = self.wanted.version
+        return version if version is not None and not self.wanted.missing and version.model == self.spec.model else None
+
+    def _needs(self, stable: ServedVersion) -> RolloutNeeds | None:
+        """What the rollout takes. An engine that is not stable's goes first: a former stable's, or a refused one's."""
+        try:
+            return rollout_needs(
+                self.spec.hardware,
+                self.spec.replicas,
+                takes_over=any(name != stable.ray_service for name in self.observed.engines),
+            )
+        except HardwareError:
+            return None  # the pool stalls on it anyway
 
     def _go_back(self, stable: ServedVersion, previous: ServedVersion) -> Standing:
         """The former stable's pods are still there: no canary is needed to return to what served before."""
@@ -273,6 +262,8 @@ class _Turning:
     def _first_step(self, candidate: ServedVersion, told: str) -> Standing:
         if not candidate.ready:
             text = f"RayService {candidate.ray_service} of {candidate.model_version} is starting"
+            if self.status.rollout_needs is not None:
+                text = f"{text}, on {self.status.rollout_needs.message}"
             return Standing(Manner.RECONCILING, "CandidateStarting", f"{text}: {told}" if told else text)
         self._enter_step(0, answered=0)
         self.status.analyzed_at = timestamp(self.now)
@@ -372,7 +363,15 @@ class _Turning:
         assert candidate is not None, "only a candidate is refused"
         assert stable is not None, "stable takes the traffic back"
         self._finish(outcome, why)
-        text = f"{candidate.model_version} was refused, {stable.model_version} serves: {why}; {self._how_to('retry')}"
+        hint = f"; {self._how_to('retry')}"
+        text = f"{candidate.model_version} was refused, {stable.model_version} serves: {why}"
+        text = bounded(text, REFUSAL - len(hint)) + hint
+        self.status.refused = RefusedVersion(
+            model_version=candidate.model_version,
+            manifest_digest=candidate.manifest_digest,
+            reason=reason,
+            message=text,
+        )
         return Standing(Manner.STALLED, reason, text)
 
     def _finish(self, outcome: RolloutOutcome, why: str) -> None:
@@ -386,6 +385,8 @@ class _Turning:
         self.status.candidate = None
         self.status.step = self.status.step_started_at = None
         self.status.rollout_started_at = self.status.analyzed_at = None
+        self.status.rollout_needs = None
+        self.status.paused_at, self.status.paused_seconds = None, 0
         self.status.step_base_requests = 0
 
     def _record(self, served: ServedVersion, outcome: RolloutOutcome, why: str, verdicts: list[MetricVerdict]) -> None:
@@ -431,7 +432,7 @@ class _Turning:
     def _overdue(self) -> bool:
         if self.status.rollout_started_at is None:
             return False
-        longest = timedelta(seconds=seconds(self.spec.rollout.deadline))
+        longest = timedelta(seconds=seconds(self.spec.rollout.deadline)) + paused(self.status, self.now)
         return self.now - parse_timestamp(self.status.rollout_started_at) >= longest
 
     def _how_to(self, verb: str) -> str:

@@ -53,6 +53,8 @@ SERVICE_ACCOUNT = Resource("", "v1", "serviceaccounts", "ServiceAccount")
 ROLE = Resource("rbac.authorization.k8s.io", "v1", "roles", "Role")
 ROLE_BINDING = Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding")
 NETWORK_POLICY = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
+POD_DISRUPTION_BUDGET = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+HTTP_ROUTE = Resource("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
 CHILDREN = (
     RAY_JOB,
     RAY_SERVICE,
@@ -64,8 +66,13 @@ CHILDREN = (
     ROLE,
     ROLE_BINDING,
     NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
+    HTTP_ROUTE,
 )
 """Watched by the label `app.kubernetes.io/managed-by=sluice`, so that nobody else's objects are ever cached."""
+
+OPTIONAL = (HTTP_ROUTE,)
+"""Children whose kind a cluster need not have: what asks for one says so, and the rest goes on."""
 
 POD = Resource("", "v1", "pods", "Pod")
 EVENT = Resource("", "v1", "events", "Event")
