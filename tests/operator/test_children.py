@@ -1,62 +1,17 @@
-"""What the children look like: hardware, pods, gateway, engines, settings."""
+"""What the children look like: pods, gateway, engines, settings."""
 
 import json
 from typing import Any
 
 import pytest
 import yaml
-from sluice_contracts.hardware import ReplicaHardware
 from sluice_contracts.training_run import ManifestReference
 from sluice_operator.children.gateway import gateway_objects
-from sluice_operator.children.hardware import HardwareError, machine, quantity
+from sluice_operator.children.hardware import quantity
 from sluice_operator.children.metadata import short_name
 from sluice_operator.children.pods import overlay
 from sluice_operator.children.rayservice import Version, ray_service
 from sluice_operator.settings import SettingsError, from_environment
-
-
-def hardware(**fields: Any) -> ReplicaHardware:
-    return ReplicaHardware.model_validate(fields)
-
-
-@pytest.mark.parametrize(
-    ("accelerator", "topology", "hosts", "chips"),
-    [
-        ("tpu-v6e-slice", "1x1", 1, 1),
-        ("tpu-v6e-slice", "2x4", 1, 8),
-        ("tpu-v6e-slice", "4x4", 4, 4),
-        ("tpu-v5-lite-podslice", "2x2", 1, 4),
-        ("tpu-v5-lite-podslice", "4x8", 8, 4),
-        ("tpu-v5p-slice", "2x2x1", 1, 4),
-        ("tpu-v5p-slice", "2x2x4", 4, 4),
-        ("tpu-v4-podslice", "2x2x2", 2, 4),
-        ("tpu7x", "2x2x2", 2, 4),
-    ],
-)
-def test_a_topology_becomes_hosts_and_chips(accelerator: str, topology: str, hosts: int, chips: int) -> None:
-    found = machine(hardware(accelerator=accelerator, topology=topology))
-    assert (found.hosts, found.tpu_chips) == (hosts, chips)
-    assert found.resources["limits"]["google.com/tpu"] == found.resources["requests"]["google.com/tpu"] == str(chips)
-    assert found.node_selector["cloud.google.com/gke-tpu-topology"] == topology
-
-
-@pytest.mark.parametrize(
-    ("accelerator", "topology", "told"),
-    [
-        ("tpu-v6e-slice", "2x2x2", "2 numbers"),
-        ("tpu-v5p-slice", "2x4", "3 numbers"),
-        ("tpu-v6e-slice", "3x3", "multiple of 4"),
-        ("tpu-v6e-slice", "0x4", "2 numbers"),
-    ],
-)
-def test_a_topology_that_does_not_exist_is_explained(accelerator: str, topology: str, told: str) -> None:
-    with pytest.raises(HardwareError, match=told):
-        machine(hardware(accelerator=accelerator, topology=topology))
-
-
-def test_a_cpu_needs_no_node_pool() -> None:
-    found = machine(hardware(resources={"cpu": "1500m", "memory": "3Gi"}))
-    assert (found.node_selector, found.tolerations, found.cpus) == ({}, [], 2)
 
 
 def test_quantities() -> None:

@@ -11,16 +11,17 @@ Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G
 """An amount of a resource: `2`, `500m`, `4Gi`."""
 
 
-Rule = tuple[str, str]
-"""A CEL expression that must hold of `self`, and the message for whoever broke it."""
+Rule = tuple[str, str] | tuple[str, str, str]
+"""A CEL expression that must hold of `self`, and the message for whoever broke it. A third text is a CEL expression
+that makes a message from the values at hand; the second is then what is said if it cannot."""
 
 
 def cel(*rules: Rule) -> ConfigDict:
     """A model's configuration that carries CEL rules into its CRD schema. They hold at the API server, with every
     operator down; inside Python they are not evaluated."""
-    return ConfigDict(
-        json_schema_extra={"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]}
-    )
+    keys = ("rule", "message", "messageExpression")
+    written: list[Any] = [dict(zip(keys, rule, strict=False)) for rule in rules]
+    return ConfigDict(json_schema_extra={"x-kubernetes-validations": written})
 
 
 def immutable(kind: str, *fields: str) -> list[Rule]:

@@ -1,7 +1,11 @@
 """From a `hardware` block to GKE's node selectors, tolerations, resources and TPU host counts.
 
-Sources: GKE's accelerator labels and TPU machine types (cloud.google.com/kubernetes-engine/docs/concepts/tpus),
-KubeRay's sample ray-job.tpu-v6e-16-multihost.yaml, ray.util.tpu.
+The shapes are in `sluice_contracts.accelerators`; the CRD refuses what is not there. What is checked here again is for
+objects that came past those rules: HardwareError becomes a condition.
+
+Sources: GKE's labels and taints (GKE autoscaler, cloudprovider/gke/labels; cloud.google.com/kubernetes-engine/docs:
+concepts/spot-vms, concepts/dws, concepts/about-custom-compute-classes, how-to/consuming-reservations), KubeRay's sample
+ray-job.tpu-v6e-16-multihost.yaml.
 """
 
 import math
@@ -9,32 +13,24 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from sluice_contracts.hardware import Accelerator, ReplicaHardware
+from sluice_contracts.accelerators import GPUS, TPUS, Accelerator
+from sluice_contracts.hardware import BUILT_IN_CLASSES, ReplicaHardware, WorkerRange, one_of
 
 GPU_RESOURCE = "nvidia.com/gpu"
 TPU_RESOURCE = "google.com/tpu"
-SPOT_LABEL = "cloud.google.com/gke-spot"
 GPU_LABEL = "cloud.google.com/gke-accelerator"
 TPU_LABEL = "cloud.google.com/gke-tpu-accelerator"
 TPU_TOPOLOGY_LABEL = "cloud.google.com/gke-tpu-topology"
+SPOT_LABEL = "cloud.google.com/gke-spot"
+FLEX_START_LABEL = "cloud.google.com/gke-flex-start"
+COMPUTE_CLASS_LABEL = "cloud.google.com/compute-class"
+RESERVATION_NAME_LABEL = "cloud.google.com/reservation-name"
+RESERVATION_PROJECT_LABEL = "cloud.google.com/reservation-project"
+RESERVATION_BLOCKS_LABEL = "cloud.google.com/reservation-blocks"
+RESERVATION_AFFINITY_LABEL = "cloud.google.com/reservation-affinity"
+ARCHITECTURE_LABEL = "kubernetes.io/arch"
 
-CHIPS_PER_HOST = 4
-"""Chips of one host of a slice that spans several hosts, for every generation."""
-SINGLE_HOST_CHIPS = {
-    Accelerator.TPU_V4_PODSLICE: 4,
-    Accelerator.TPU_V5_LITE_PODSLICE: 8,
-    Accelerator.TPU_V5P_SLICE: 4,
-    Accelerator.TPU_V6E_SLICE: 8,
-    Accelerator.TPU7X: 4,
-}
-"""The largest slice that one host holds: ct5lp-hightpu-8t and ct6e-standard-8t have 8 chips, the others 4."""
-DIMENSIONS = {
-    Accelerator.TPU_V4_PODSLICE: 3,
-    Accelerator.TPU_V5_LITE_PODSLICE: 2,
-    Accelerator.TPU_V5P_SLICE: 3,
-    Accelerator.TPU_V6E_SLICE: 2,
-    Accelerator.TPU7X: 3,
-}
+Toleration = dict[str, str]
 
 
 class HardwareError(ValueError):
@@ -47,7 +43,7 @@ class Machine:
 
     resources: dict[str, dict[str, str]]
     node_selector: dict[str, str] = field(default_factory=dict)
-    tolerations: list[dict[str, str]] = field(default_factory=list)
+    tolerations: list[Toleration] = field(default_factory=list)
     hosts: int = 1
     """Pods a replica: more than one for a TPU slice that spans hosts (KubeRay's numOfHosts)."""
     cpus: int = 1
@@ -64,32 +60,41 @@ class Machine:
             fields["tolerations"] = self.tolerations
         return fields
 
+    def groups(self, workers: WorkerRange) -> tuple[int, int]:
+        """The range of workers as a range of KubeRay's replicas, each of `hosts` pods. Raises HardwareError."""
+        if workers.min % self.hosts or workers.max % self.hosts:
+            raise HardwareError(
+                f"hardware.workers counts hosts: min and max must be multiples of {self.hosts}, the hosts of one slice"
+            )
+        return workers.min // self.hosts, workers.max // self.hosts
+
 
 def machine(hardware: ReplicaHardware) -> Machine:
     """The machine of one worker or serving replica. Raises HardwareError."""
+    _check_capacity(hardware)
     resources = {"cpu": hardware.resources.cpu, "memory": hardware.resources.memory}
-    selector: dict[str, str] = {}
-    tolerations: list[dict[str, str]] = []
+    selector, tolerations = _capacity(hardware)
     hosts, gpus, chips = 1, 0, 0
-    if hardware.accelerator.startswith("nvidia"):
-        gpus = hardware.count or 1
+    if hardware.accelerator in GPUS:
+        gpus = gpu_count(hardware.accelerator, hardware.count)
         resources[GPU_RESOURCE] = str(gpus)
-        selector[GPU_LABEL] = hardware.accelerator.value
-        tolerations.append({"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"})
-    elif hardware.accelerator.startswith("tpu"):
+        tolerations.append(_exists(GPU_RESOURCE))
+        if GPUS[hardware.accelerator].arm:
+            tolerations.append(_equal(ARCHITECTURE_LABEL, "arm64"))
+        if not _own_class(hardware):  # GKE rejects a pod that selects both, as the class says which GPU
+            selector[GPU_LABEL] = hardware.accelerator.value
+    elif hardware.accelerator in TPUS:
         hosts, chips = slice_shape(hardware.accelerator, hardware.topology)
         resources[TPU_RESOURCE] = str(chips)
+        tolerations.append(_exists(TPU_RESOURCE))
+        # Also with a class of one's own: GKE's TPU webhook for Ray reads the topology here.
         selector[TPU_LABEL] = hardware.accelerator.value
         selector[TPU_TOPOLOGY_LABEL] = str(hardware.topology)
-        tolerations.append({"key": TPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"})
-    if hardware.spot:
-        selector[SPOT_LABEL] = "true"
-        tolerations.append({"key": SPOT_LABEL, "operator": "Equal", "value": "true", "effect": "NoSchedule"})
     # CPU is requested, never limited: a limit throttles a start-up and a training step even on an idle node.
     limits = {name: amount for name, amount in resources.items() if name != "cpu"}
     return Machine(
         resources={"requests": resources, "limits": limits},
-        node_selector=selector,
+        node_selector=dict(sorted(selector.items())),
         tolerations=tolerations,
         hosts=hosts,
         cpus=max(1, math.ceil(quantity(hardware.resources.cpu))),
@@ -98,25 +103,74 @@ def machine(hardware: ReplicaHardware) -> Machine:
     )
 
 
+def gpu_count(accelerator: Accelerator, count: int | None) -> int:
+    """GPUs of one worker. Raises HardwareError."""
+    found = 1 if count is None else count
+    if found not in GPUS[accelerator].counts:
+        counts = one_of(GPUS[accelerator].counts)
+        raise HardwareError(
+            f"hardware.count must be {counts} for {accelerator.value}: its machines have that many GPUs"
+        )
+    return found
+
+
 def slice_shape(accelerator: Accelerator, topology: str | None) -> tuple[int, int]:
     """Hosts of a TPU slice, and chips of each host. Raises HardwareError."""
+    tpu = TPUS[accelerator]
     if topology is None:
-        raise HardwareError(f"hardware.topology is missing: {accelerator.value} needs one, such as 2x4")
-    sides = [int(side) for side in topology.split("x")]
-    wanted = DIMENSIONS[accelerator]
-    if len(sides) != wanted or 0 in sides:
-        example = "2x4" if wanted == 2 else "2x2x1"
-        raise HardwareError(
-            f"hardware.topology {topology} does not fit {accelerator.value}: it takes {wanted} numbers, as {example}"
-        )
-    chips = math.prod(sides)
-    if chips <= SINGLE_HOST_CHIPS[accelerator]:
-        return 1, chips
-    if chips % CHIPS_PER_HOST:
-        raise HardwareError(
-            f"hardware.topology {topology} has {chips} chips: several hosts need a multiple of {CHIPS_PER_HOST}"
-        )
-    return chips // CHIPS_PER_HOST, CHIPS_PER_HOST
+        raise HardwareError(f"hardware.topology is missing: {accelerator.value} takes {tpu.told}")
+    if topology not in tpu.topologies:
+        raise HardwareError(f"hardware.topology of {accelerator.value} must be {tpu.told}; it is {topology}")
+    return tpu.shape(topology)
+
+
+def _check_capacity(hardware: ReplicaHardware) -> None:
+    ways = {
+        "spot": hardware.spot,
+        "flexStart": hardware.flex_start,
+        "reservation": hardware.reservation is not None,
+        "computeClass": _own_class(hardware),
+    }
+    chosen = [name for name, wanted in ways.items() if wanted]
+    if len(chosen) > 1:
+        raise HardwareError(f"hardware.{' and hardware.'.join(chosen)} exclude each other: leave all but one out")
+
+
+def _own_class(hardware: ReplicaHardware) -> bool:
+    """Whether a ComputeClass that a team defined decides on the hardware."""
+    return hardware.compute_class is not None and hardware.compute_class not in BUILT_IN_CLASSES
+
+
+def _capacity(hardware: ReplicaHardware) -> tuple[dict[str, str], list[Toleration]]:
+    """Node selector and tolerations of where the machines come from."""
+    selector: dict[str, str] = {}
+    tolerations: list[Toleration] = []
+    if hardware.compute_class is not None:
+        selector[COMPUTE_CLASS_LABEL] = hardware.compute_class
+        tolerations.append(_equal(COMPUTE_CLASS_LABEL, hardware.compute_class))
+    if hardware.spot:
+        selector[SPOT_LABEL] = "true"
+    if hardware.spot or _own_class(hardware):  # such a class may choose spot nodes
+        tolerations.append(_equal(SPOT_LABEL, "true"))
+    if hardware.flex_start:
+        selector[FLEX_START_LABEL] = "true"
+        tolerations.append(_equal(FLEX_START_LABEL, "true"))  # an optional taint
+    if hardware.reservation is not None:
+        selector[RESERVATION_NAME_LABEL] = hardware.reservation.name
+        selector[RESERVATION_AFFINITY_LABEL] = "specific"
+        if hardware.reservation.project is not None:
+            selector[RESERVATION_PROJECT_LABEL] = hardware.reservation.project
+        if hardware.reservation.block is not None:
+            selector[RESERVATION_BLOCKS_LABEL] = hardware.reservation.block
+    return selector, tolerations
+
+
+def _exists(key: str) -> Toleration:
+    return {"key": key, "operator": "Exists", "effect": "NoSchedule"}
+
+
+def _equal(key: str, value: str) -> Toleration:
+    return {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"}
 
 
 _FACTORS = {
