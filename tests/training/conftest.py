@@ -61,7 +61,8 @@ def untrained(tmp_path_factory: pytest.TempPathFactory, small_config: BuildConfi
 @pytest.fixture(autouse=True)
 def few_parity_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that learned nothing answers at length: a few cases show as much as many."""
-    monkeypatch.setattr(parity, "CASES_PER_SUITE", 6)
+    monkeypatch.setattr(parity, "CASES_PER_SUITE", 4)
+    monkeypatch.setattr(parity, "POSITIONS", 80)
 
 
 JobMaker = Callable[..., JobConfig]

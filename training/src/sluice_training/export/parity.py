@@ -60,7 +60,7 @@ class Parent:
     plain_token: int
 
 
-def choose(rows: Sequence[DatasetRow], tokenizer: ChatTokenizer, positions: int = POSITIONS) -> list[Scored]:
+def choose(rows: Sequence[DatasetRow], tokenizer: ChatTokenizer, positions: int) -> list[Scored]:
     """Answers of `rows` to compare on, spread evenly over the file, up to `positions` tokens in all."""
     chosen: list[Scored] = []
     left = positions
@@ -86,7 +86,7 @@ def is_right(case: TestCase, answer: str) -> bool:
 def ask_parent(model: Llama, tokenizer: ChatTokenizer, rows: Sequence[DatasetRow], wanted: Sequence[Suite]) -> Parent:
     """The parent's distributions and answers."""
     model.eval()
-    scored = choose(rows, tokenizer)
+    scored = choose(rows, tokenizer, POSITIONS)
     distributions = []
     for item in scored:
         ids = torch.tensor([item.prompt + item.answer])[:, : model.shape.context]
