@@ -75,7 +75,9 @@ def analysis_due(
         return False
     if request is RolloutRequest.APPROVE or status.analyzed_at is None:
         return True
-    return now - parse_timestamp(status.analyzed_at) >= timedelta(seconds=seconds(spec.rollout.interval))
+    since = now - parse_timestamp(status.analyzed_at)
+    # Below zero the clock was set back: a canary must not be blind until it has caught up.
+    return not timedelta(0) <= since < timedelta(seconds=seconds(spec.rollout.interval))
 
 
 async def observe(

@@ -118,7 +118,7 @@ def _leftovers(
     if status.history:
         ended = parse_timestamp(status.history[-1].ended_at)
         left = (ended + timedelta(seconds=DRAIN_SECONDS) - now).total_seconds()
-        if left > 0:
+        if 0 < left <= DRAIN_SECONDS:  # more than all of it is left only when the clock was set back
             return [], left
     return [Delete(RAY_SERVICE, meta.namespace, name) for name in sorted(gone)], None
 
