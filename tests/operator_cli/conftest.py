@@ -3,7 +3,7 @@ few Kubernetes reads."""
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from sluice_contracts.manifest import (
     EvaluationProvenance,
     Manifest,
 )
-from sluice_contracts.names import API_VERSION, Domain, Quantization, Suite, Task
+from sluice_contracts.names import API_VERSION, LABEL_COMPONENT, Domain, Quantization, Suite, Task
 from sluice_contracts.training_run import GateResult, LoraRecipe, Method, ParityLimits, Recipe
 from sluice_operator.cli import app as cli
+from sluice_operator.cli import terminal
+from sluice_operator.cli.errors import CliError
 from sluice_operator.kube.resources import INFERENCE_POOL, MODEL_VERSION, TRAINING_RUN, Resource
 from sluice_storage import join, open_store, write_bytes
 from sluice_training.publish import release as releases
@@ -46,6 +48,12 @@ class FakeCluster:
         self.objects: dict[tuple[Resource, str, str], dict[str, Any]] = {}
         self.happened: list[dict[str, Any]] = []
         self.environment: dict[str, str] = {}
+        self.running: list[dict[str, Any]] = []
+        """Pods."""
+        self.said: dict[str, list[str]] = {}
+        """Logs by pod."""
+        self.pages: dict[tuple[str, int, str], Callable[[], bytes]] = {}
+        """What pods answer, by name, port and path."""
         self.on_read: Callable[[], None] = lambda: None
         """Called before each read: the world moves on while somebody watches."""
 
@@ -83,6 +91,40 @@ class FakeCluster:
 
     def operator_environment(self) -> dict[str, str]:
         return self.environment
+
+    def pods(self, namespace: str, selector: str) -> list[dict[str, Any]]:
+        wanted = [part.split("=") for part in selector.split(",")]
+        return [
+            copy.deepcopy(pod)
+            for pod in self.running
+            if all(pod["metadata"]["labels"].get(name) == value for name, value in wanted)
+        ]
+
+    def pod_log(self, namespace: str, pod: str, container: str, tail: int, *, follow: bool) -> Iterator[str]:
+        yield from self.said[pod][-tail:]
+
+    def ask(self, namespace: str, pod: str, port: int, path: str) -> bytes:
+        page = self.pages.get((pod, port, path))
+        if page is None:
+            raise CliError(f"cannot reach port {port} of pod {namespace}/{pod} through the API server")
+        return page()
+
+    def pod(self, name: str, component: str, *, role: str = "", **labels: str) -> dict[str, Any]:
+        """A pod that runs, to be changed in place."""
+        labels |= {LABEL_COMPONENT: component} | ({"ray.io/node-type": role} if role else {})
+        state = {"name": "main", "restartCount": 0, "state": {"running": {"startedAt": NOW}}}
+        made = {
+            "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels, "creationTimestamp": NOW},
+            "spec": {"containers": [{"name": "main"}]},
+            "status": {
+                "phase": "Running",
+                "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": [state],
+            },
+        }
+        self.running.append(made)
+        self.said[name] = []
+        return made
 
     def annotations(self, resource: Resource, name: str) -> dict[str, str]:
         return dict(self.objects[resource, NAMESPACE, name]["metadata"].get("annotations", {}))
@@ -391,7 +433,7 @@ def _no_manifest() -> Any:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
-    monkeypatch.setattr(cli, "connect", lambda: made.cluster)
+    monkeypatch.setattr(terminal, "connect", lambda: made.cluster)
     monkeypatch.setenv("SLUICE_RELEASES_URI", made.releases)
     monkeypatch.setenv("COLUMNS", "200")
     return made

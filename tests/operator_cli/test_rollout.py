@@ -1,5 +1,7 @@
 """`sluice rollout`: seeing and steering a canary."""
 
+import json
+
 import pytest
 from sluice_contracts.names import ANNOTATION_ROLLOUT
 from sluice_operator.kube.resources import INFERENCE_POOL
@@ -176,6 +178,37 @@ def test_watch_tells_each_change_once_and_ends_with_the_rollout(world, outcome, 
     assert lines[1].startswith("step 3 of 3 (50 %)")
     assert lines[2].endswith(f"traffic {stable} 100 %")
     assert looks == 5
+
+
+def test_watch_as_json_is_one_object_a_line_that_plot_can_read(world, tmp_path):
+    on_trial(world)
+    looks = 0
+
+    def move_on():
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            end(world, "Promoted", "bot-2")
+
+    world.cluster.on_read = move_on
+    result = world.run("rollout", "watch", "support", "--every", "1ms", "-o", "json")
+    assert result.exit_code == 0
+    first, last = [json.loads(line) for line in result.stdout.splitlines()]
+    assert first["weights"] == {"bot-1": 75, "bot-2": 25}
+    assert (first["candidate"]["modelVersion"], last["candidate"]) == ("bot-2", None)
+    recording = tmp_path / "rollout.jsonl"
+    recording.write_text(result.stdout)
+    drawn = world.run("rollout", "plot", "support", "--from", str(recording), "--file", str(tmp_path / "r.svg"))
+    assert drawn.exit_code == 0, drawn.output
+    assert "2 looks recorded; ended with 100 % of the traffic" in (tmp_path / "r.svg").read_text()
+
+
+@pytest.mark.parametrize(("verb", "value"), [("pause", "pause"), ("abort", "abort")])
+def test_what_was_asked_can_be_had_as_json(world, verb, value):
+    on_trial(world)
+    found = world.json("rollout", verb, "support")
+    assert (found["pool"], found["annotation"]) == ("support", {ANNOTATION_ROLLOUT: value})
+    assert asked(world) == value
 
 
 def test_watch_gives_up_in_time(world):

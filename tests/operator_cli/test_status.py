@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from sluice_contracts.names import LABEL_TRAINING_RUN
+from sluice_operator.cli.errors import CliError
 from sluice_operator.kube.resources import INFERENCE_POOL, MODEL_VERSION, TRAINING_RUN
 
 
@@ -63,7 +65,23 @@ def test_one_screen_shows_the_three_kinds(world):
     versions = output[output.index("ModelVersions") :]
     assert "25 % of stable" in row_of(versions, "bot-1")
     assert "bot-1 100 %" in row_of(output, "support")
-    assert "http://support-gateway.team" in row_of(output, "support")
+    assert row_of(output[output.index("Addresses") :], "support").split() == ["support", "http://support-gateway.team"]
+
+
+def test_status_of_a_rollout_fits_a_screen(world):
+    world.version("support-bot-1")
+    world.version("support-bot-2", base="support-bot-1")
+    verdicts = [
+        {"name": "errorRate", "verdict": "undecided"},
+        {"name": "ttftP95", "verdict": "harmful"},
+        {"name": "outputLength", "verdict": "undecided"},
+    ]
+    weights = [{"modelVersion": f"support-bot-{i}", "percent": p} for i, p in ((1, 75), (2, 25))]
+    candidate = world.served("support-bot-2")
+    world.pool("support-bot-1", "support-bot-2", candidate=candidate, weights=weights, step=1, verdicts=verdicts)
+    output = world.run("status").output
+    assert "1 harmful, 2 undecided" in row_of(output[output.index("InferencePools") :], "support")
+    assert max(map(len, output.splitlines())) <= 120
 
 
 def test_what_waits_for_a_person_is_called_out(world):
@@ -127,6 +145,44 @@ def test_explain_says_why_and_what_to_do(world):
     events = output[output.index("Last events") :]
     assert events.index("GateFailed") < events.index("AttemptStarted")
     assert "(×3)" in output
+
+
+def test_explain_says_which_pods_do_not_run_and_why(world):
+    training(world)
+    pod = world.cluster.pod("bot-9-head-x", "trainer", role="head", **{LABEL_TRAINING_RUN: "bot-9"})
+    pod["status"]["conditions"] = []
+    pod["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "ImagePullBackOff", "message": "no image"}}
+    world.cluster.pod("bot-9-worker-y", "trainer", role="worker", **{LABEL_TRAINING_RUN: "bot-9"})
+    output = world.run("explain", "trun/bot-9").output
+    assert "bot-9-head-x  trainer head  ImagePullBackOff\n   no image\n" in output
+    assert "bot-9-worker-y" not in output, "it runs"
+    (found,) = world.json("explain", "trun/bot-9")["pods"]
+    assert (found["name"], found["message"]) == ("bot-9-head-x", "no image")
+
+
+def test_whoever_may_not_list_pods_still_gets_the_rest(world):
+    training(world)
+
+    def forbidden(namespace, selector):
+        raise CliError(f"no access: you may not list pods in namespace {namespace}")
+
+    world.cluster.pods = forbidden
+    result = world.run("explain", "trun/bot-9")
+    assert result.exit_code == 0
+    assert "TrainingRun bot-9 in namespace team: Running" in result.stdout
+    assert "you may not list pods" in result.stderr
+
+
+def test_long_messages_are_folded_under_their_own_column(world):
+    training(world)
+    long = "the bucket does not answer " * 12
+    world.cluster.status(TRAINING_RUN, "bot-9")["conditions"].append(state("Evaluated", "False", "Waiting", long))
+    lines = world.run("explain", "trun/bot-9").output.splitlines()
+    (at,) = [i for i, line in enumerate(lines) if line.strip().startswith("Evaluated")]
+    assert max(map(len, lines)) <= 110
+    column = lines[at].index("the bucket")
+    assert lines[at + 1].startswith(" " * column)
+    assert lines[at + 1][column] != " "
 
 
 def test_explain_of_what_is_ready_gives_no_advice(world):

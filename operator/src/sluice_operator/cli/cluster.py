@@ -1,7 +1,8 @@
-"""The few Kubernetes reads (and one write) of the command line, each with a deadline, each error made readable."""
+"""The Kubernetes reads (and one write) of the command line, each with a deadline, each error made readable."""
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -14,6 +15,13 @@ from sluice_operator.kube.resources import Resource
 
 TIMEOUT = (5.0, 30.0)
 """Seconds to connect, and to wait for an answer."""
+ASK_TIMEOUT = (3.0, 8.0)
+"""The same for a pod's page: it answers at once or not at all."""
+FOLLOW_SECONDS = 86_400.0
+ANSWER_BYTES = 16_000_000
+ERROR_BYTES = 4096
+CONNECTIONS = 24
+"""Kept open at most: logs of a dozen pods are followed at once."""
 PAGE = 500
 PAGES = 200
 OPERATOR_SELECTOR = "app.kubernetes.io/name=sluice-operator"
@@ -40,6 +48,15 @@ class Cluster(Protocol):
     def operator_environment(self) -> dict[str, str]:
         """The plain environment of the operator's Deployment. Empty if there is none, or it may not be read."""
 
+    def pods(self, namespace: str, selector: str) -> list[Mapping[str, Any]]:
+        """The pods with these labels. Raises CliError."""
+
+    def pod_log(self, namespace: str, pod: str, container: str, tail: int, *, follow: bool) -> Iterator[str]:
+        """The last lines of a container's log; with `follow` also those to come, until it ends. Raises CliError."""
+
+    def ask(self, namespace: str, pod: str, port: int, path: str) -> bytes:
+        """GET a page of a pod, through the API server's proxy. Raises CliError."""
+
 
 class ApiCluster:
     """A cluster by KUBECONFIG, or the one this process runs in."""
@@ -60,6 +77,7 @@ class ApiCluster:
             raise CliError(
                 f"no Kubernetes cluster: cannot use {where} ({error}); set KUBECONFIG to your cluster's file"
             ) from None
+        configuration.connection_pool_maxsize = CONNECTIONS
         configuration.retries = Retry(total=2, connect=0, read=1, backoff_factor=0.2)
         self._host = configuration.host
         self._api = client.ApiClient(configuration)
@@ -137,6 +155,53 @@ class ApiCluster:
         containers = [c for d in found.items for c in d.spec.template.spec.containers]
         return {e.name: e.value for c in containers for e in c.env or [] if e.value is not None}
 
+    def pods(self, namespace: str, selector: str) -> list[Mapping[str, Any]]:
+        with self._explained(f"list pods in namespace {namespace}"):
+            found = self._core.list_namespaced_pod(
+                namespace, label_selector=selector, limit=PAGE, _request_timeout=TIMEOUT
+            )
+        return list(self._api.sanitize_for_serialization(found.items))
+
+    def pod_log(self, namespace: str, pod: str, container: str, tail: int, *, follow: bool) -> Iterator[str]:
+        what = f"read the log of pod {namespace}/{pod}"
+        query = [("container", container), ("tailLines", str(tail)), ("follow", str(follow).lower())]
+        connect, read = TIMEOUT
+        try:
+            with self._explained(what):
+                # A pod may be silent for hours: then only its end, or an interrupt, ends the reading.
+                answer = self._open(f"{_pod(namespace, pod)}/log", query, (connect, FOLLOW_SECONDS if follow else read))
+                try:
+                    yield from _lines(answer.stream(decode_content=True))
+                finally:
+                    answer.close()
+        except _NotThere:
+            raise CliError(f"cannot {what}: it is gone") from None
+
+    def ask(self, namespace: str, pod: str, port: int, path: str) -> bytes:
+        what = f"reach port {port} of pod {namespace}/{pod} through the API server"
+        try:
+            with self._explained(what):
+                answer = self._open(f"{_pod(namespace, f'{pod}:{port}')}/proxy/{path}", [], ASK_TIMEOUT)
+                try:
+                    data: bytes = answer.read(ANSWER_BYTES)
+                finally:
+                    answer.close()
+        except _NotThere:
+            raise CliError(f"cannot {what}: it does not know /{path}, or the pod is gone") from None
+        return data
+
+    def _open(self, path: str, query: list[tuple[str, str]], timeout: tuple[float, float]) -> Any:
+        """The raw answer to a GET, to be read by the caller: the client's own methods would hold all of it, and do not
+        look at the status of an answer that is streamed. Raises ApiException."""
+        request = self._api.param_serialize("GET", path, query_params=query, auth_settings=["BearerToken"])
+        found = self._api.call_api(*request, _request_timeout=timeout)
+        if not 200 <= found.status < 300:
+            error = client.ApiException(status=found.status, reason=found.reason)
+            error.body = found.response.read(ERROR_BYTES)
+            found.response.close()
+            raise error
+        return found.response
+
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         try:
@@ -150,7 +215,9 @@ class ApiCluster:
                 ) from None
             if error.status == 401:
                 raise CliError(f"{self._host} refused your credentials; renew those in your kubeconfig") from None
-            raise CliError(f"cannot {what}: the API server answered {error.status} {error.reason}") from None
+            raise CliError(
+                f"cannot {what}: the API server answered {error.status} {error.reason}{_said(error)}"
+            ) from None
         except HTTPError as error:
             raise CliError(
                 f"cannot reach the API server {self._host} ({_cause(error)}); "
@@ -164,6 +231,29 @@ class _NotThere(Exception):
 
 class _Forbidden(CliError):
     """403: some callers go on without."""
+
+
+def _pod(namespace: str, pod: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/pods/{pod}"
+
+
+def _said(error: client.ApiException) -> str:
+    """The message of the API server's Status object, where the body is one."""
+    try:
+        message = json.loads(error.body or "")["message"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return f": {message}"
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Whole lines of a stream that comes in pieces."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+    if rest:
+        yield rest.decode(errors="replace")
 
 
 def _cause(error: Exception) -> str:

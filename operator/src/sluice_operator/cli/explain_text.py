@@ -1,4 +1,4 @@
-"""Why is it not Ready? Conditions, the last events, and what to do, on one screen. Pure."""
+"""Why is it not Ready? Conditions, pods in trouble, the last events, and what to do, on one screen. Pure."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -8,40 +8,55 @@ from rich.text import Text
 from sluice_contracts.kubernetes import Condition
 
 from sluice_operator.cli.advice import advice
-from sluice_operator.cli.objects import AnyObject
+from sluice_operator.cli.objects import SHORT, AnyObject
+from sluice_operator.cli.pods import PodState, troubled, wire_pods
 from sluice_operator.cli.state import headline, message
-from sluice_operator.cli.text import Cell, age, aligned
+from sluice_operator.cli.text import WIDTH, Cell, age, aligned, folded
 
 EVENTS = 8
-WIDTH = 160
+PODS = 5
+LONGEST = 220
+"""Characters of a message that is not the object's own: the whole is in -o json."""
 _STYLES = {"True": "green", "False": "", "Unknown": "yellow"}
 _ABNORMAL = {"Stalled", "Reconciling"}
 """Condition types that are good when False."""
 
 
-def render(obj: AnyObject, events: Sequence[Mapping[str, Any]], now: datetime) -> list[Text]:
+def render(obj: AnyObject, events: Sequence[Mapping[str, Any]], pods: Sequence[PodState], now: datetime) -> list[Text]:
     """The lines. `events` as the API server gave them, in any order."""
     said = message(obj)
     lines = [Text.assemble((str(obj), "bold"), f" in namespace {obj.namespace}: ", headline(obj))]
     if said:
-        lines.append(Text(said))
+        lines += folded(Text(said), WIDTH)
     todo = advice(obj)
     if todo:
         lines += [Text(), Text("What to do", style="bold")]
-        lines += [Text(f" {i}. {line}") for i, line in enumerate(todo, 1)]
+        lines += aligned([[f"{i}.", line] for i, line in enumerate(todo, 1)], gap=1, indent=1)
     lines += [Text(), Text("Conditions", style="bold")]
     lines += aligned(
-        [_condition(c, said, now) for c in obj.conditions] or [["none: no operator has looked yet"]], indent=1
+        [_condition(c, said, now) for c in obj.conditions] or [["none: no operator has looked yet"]],
+        indent=1,
+        width=WIDTH,
     )
     if obj.observed_generation < obj.generation and obj.conditions:
         seen, is_now = obj.observed_generation, obj.generation
         lines.append(Text(f" They are about generation {seen}; the object is at {is_now}.", style="yellow"))
+    stuck = troubled(pods)
+    if stuck:
+        lines += [Text(), Text("Pods that do not run", style="bold")]
+        for pod in stuck[:PODS]:
+            lines += [Text.assemble(f" {pod.name}  {pod.title}  ", (pod.state, "yellow"))]
+            lines += aligned([[_cut(pod.why)]], indent=3, width=WIDTH) if pod.why else []
+        if len(stuck) > PODS:
+            lines.append(Text(f" and {len(stuck) - PODS} more: sluice logs {SHORT[obj.resource]}/{obj.name} --list"))
     lines += [Text(), Text("Last events", style="bold")]
-    lines += aligned([_event(e, now) for e in last(events)] or [["none (they are kept for an hour)"]], indent=1)
+    lines += aligned(
+        [_event(e, now) for e in last(events)] or [["none (they are kept for an hour)"]], indent=1, width=WIDTH
+    )
     return lines
 
 
-def wire(obj: AnyObject, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def wire(obj: AnyObject, events: Sequence[Mapping[str, Any]], pods: Sequence[PodState]) -> dict[str, Any]:
     """The same as JSON data."""
     return {
         "kind": obj.resource.kind,
@@ -51,6 +66,7 @@ def wire(obj: AnyObject, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "message": message(obj),
         "advice": advice(obj),
         "conditions": [c.wire() for c in obj.conditions],
+        "pods": wire_pods(troubled(pods)),
         "events": [
             {"at": _when(e), "type": e.get("type"), "reason": e.get("reason"), "message": e.get("message")}
             for e in last(events)
@@ -103,4 +119,4 @@ def _condition_style(type_: str, status: str) -> str:
 
 def _cut(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"

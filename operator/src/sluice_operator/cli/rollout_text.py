@@ -10,16 +10,25 @@ from sluice_contracts.names import ANNOTATION_ROLLOUT
 
 from sluice_operator.cli.objects import Pool
 from sluice_operator.cli.state import headline
-from sluice_operator.cli.text import age, aligned, moment, percent, short, span
+from sluice_operator.cli.text import WIDTH, age, aligned, moment, percent, short, span
 
 STYLES = {Verdict.HARMFUL: "bold red", Verdict.EQUIVALENT: "green", Verdict.UNDECIDED: "yellow"}
+
+
+ABSOLUTE = {MetricName.OUTPUT_LENGTH}
+"""Metrics whose effect is a distance of distributions; that of all others is a difference of rates or a growth."""
+
+
+def as_percent(name: MetricName) -> bool:
+    """Whether the metric's effect and tolerance are read as percent."""
+    return name not in ABSOLUTE
 
 
 def effect_text(name: MetricName, value: float | None) -> str:
     """An effect in its metric's unit: differences of rates and relative growth as percent, distances as they are."""
     if value is None:
         return "-"
-    return f"{value:.3f}" if name is MetricName.OUTPUT_LENGTH else percent(value, signed=True)
+    return percent(value, signed=True) if as_percent(name) else f"{value:.3f}"
 
 
 def interval_text(verdict: MetricVerdict) -> str:
@@ -80,6 +89,7 @@ def render(pool: Pool, now: datetime) -> list[Text]:
         lines += aligned(
             [[moment(r.ended_at), r.model_version, _outcome(r.outcome), r.message] for r in reversed(status.history)],
             indent=1,
+            width=WIDTH,
         )
     return lines
 
@@ -145,7 +155,7 @@ def _verdict_table(verdicts: list[MetricVerdict], pool: Pool) -> list[Text]:
                 ("dry run; " if v.dry_run else "") + v.message,
             ]
         )
-    return aligned(rows, indent=1)
+    return aligned(rows, indent=1, width=WIDTH)
 
 
 def _outcome(outcome: RolloutOutcome) -> Text:

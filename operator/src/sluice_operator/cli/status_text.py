@@ -1,17 +1,19 @@
 """The three kinds on one screen, with the facts that matter. Pure."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from rich.text import Text
+from sluice_contracts.inference_pool import Verdict
 from sluice_contracts.training_run import Progress, Stage
 
 from sluice_operator.cli.objects import Pool, Run, Version
-from sluice_operator.cli.rollout_text import step, traffic
+from sluice_operator.cli.rollout_text import STYLES, step, traffic
 from sluice_operator.cli.state import headline, message
-from sluice_operator.cli.text import Cell, age, aligned, short, span
+from sluice_operator.cli.text import WIDTH, Cell, age, aligned, short, span
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ def render(found: Inventory, now: datetime) -> list[Text]:
     versions = [_cells(wide, version.namespace, _version(version, now)) for version in found.versions]
     pools = [_cells(wide, pool.namespace, _pool(pool)) for pool in found.pools]
     return [
-        *_table("TrainingRuns", where, wide, "name|model|state|step|loss|gates|made|age", runs),
+        *_table("TrainingRuns", where, wide, "name|model|state|step|loss|gates|age", runs),
         Text(),
         *_table("ModelVersions", where, wide, "name|model|state|lineage|promoted in|published|age", versions),
         Text(),
-        *_table("InferencePools", where, wide, "name|model|state|traffic|step|verdicts|replicas|url", pools),
+        *_table("InferencePools", where, wide, "name|state|traffic|step|verdicts|replicas", pools),
+        *_urls(found.pools),
         *_attention([*found.runs, *found.versions, *found.pools]),
     ]
 
@@ -107,7 +110,6 @@ def _run(run: Run, now: datetime) -> list[Cell]:
         _progress(status.progress),
         loss,
         gates,
-        status.model_version or "-",
         age(run.created, now),
     ]
 
@@ -139,17 +141,27 @@ def _version(version: Version, now: datetime) -> list[Cell]:
 
 
 def _pool(pool: Pool) -> list[Cell]:
-    verdicts = ", ".join(f"{v.name} {v.verdict}" for v in pool.status.verdicts) if pool.status.candidate else ""
     return [
         Text(pool.name, style="bold"),
-        pool.spec.model,
         headline(pool),
         traffic(pool),
         step(pool),
-        verdicts or "-",
+        _verdicts(pool),
         str(pool.status.replicas),
-        pool.status.url or "-",
     ]
+
+
+def _verdicts(pool: Pool) -> Text:
+    """How many metrics say what, the worst first: `rollout status` names them."""
+    found = Counter(v.verdict for v in pool.status.verdicts if pool.status.candidate is not None)
+    worst = [v for v in (Verdict.HARMFUL, Verdict.UNDECIDED, Verdict.EQUIVALENT) if found[v]]
+    return Text(", ").join(Text(f"{found[v]} {v.value}", style=STYLES[v]) for v in worst) if worst else Text("-")
+
+
+def _urls(pools: Sequence[Pool]) -> list[Text]:
+    """Where the pools answer: too long for a column."""
+    rows: list[list[Cell]] = [[Text(p.name, style="bold"), p.status.url] for p in pools if p.status.url]
+    return [Text(), Text("Addresses", style="bold"), *aligned(rows, indent=1)] if rows else []
 
 
 def _cells(wide: bool, namespace: str, cells: list[Cell]) -> list[Cell]:
@@ -169,4 +181,8 @@ def _attention(objects: list[Run | Version | Pool]) -> list[Text]:
     if not stuck:
         return []
     rows: list[list[Cell]] = [[f"{o.resource.kind} {o.name}", Text(said or "-", style="red")] for o, said in stuck]
-    return [Text(), Text("Needs a person (sluice explain KIND/NAME says more)", style="bold"), *aligned(rows, indent=1)]
+    return [
+        Text(),
+        Text("Needs a person (sluice explain KIND/NAME says more)", style="bold"),
+        *aligned(rows, indent=1, width=WIDTH),
+    ]

@@ -1,5 +1,6 @@
 """Lines of text: aligned columns, short digests, sizes and times, written the same way by every command."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -7,22 +8,40 @@ from rich.text import Text
 from sluice_contracts.base import parse_timestamp
 
 Cell = str | Text
+WIDTH = 110
+"""Columns of a screen of text: longer messages are folded."""
+NARROWEST = 40
 
 
-def aligned(rows: Iterable[Sequence[Cell]], gap: int = 2, indent: int = 0) -> list[Text]:
-    """`rows` as lines whose columns begin at equal places; the last column is never padded."""
+def aligned(rows: Iterable[Sequence[Cell]], gap: int = 2, indent: int = 0, width: int | None = None) -> list[Text]:
+    """`rows` as lines whose columns begin at equal places; the last column is never padded.
+
+    With `width`, words of a row's last cell that do not fit go on below it, in its column."""
     cells = [[c if isinstance(c, Text) else Text(c) for c in row] for row in rows]
     widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(max(map(len, cells), default=0))]
     lines = []
     for row in cells:
+        last = max((i for i, cell in enumerate(row) if len(cell)), default=-1)
         line = Text(" " * indent)
-        for i, cell in enumerate(row):
+        for i, cell in enumerate(row[:last]):
             line.append_text(cell)
-            if any(len(later) for later in row[i + 1 :]):
-                line.append(" " * (widths[i] - len(cell) + gap))
-        line.rstrip()
-        lines.append(line)
+            line.append(" " * (widths[i] - len(cell) + gap))
+        column = len(line)
+        if last >= 0:
+            first, *more = folded(row[last], width - column if width is not None else None)
+            lines += [line.append_text(first), *(Text(" " * column).append_text(text) for text in more)]
+        else:
+            lines.append(Text())
     return lines
+
+
+def folded(cell: Text, room: int | None) -> list[Text]:
+    """The cell in lines of at most `room` characters, but never less than a readable few words a line. A cell that is
+    folded keeps its own style alone."""
+    if room is None or len(cell) <= max(room, NARROWEST):
+        return [cell]
+    parts = textwrap.wrap(cell.plain, max(room, NARROWEST), break_long_words=False, break_on_hyphens=False)
+    return [Text(part, style=cell.style) for part in parts]
 
 
 def short(digest: str | None) -> str:
