@@ -321,7 +321,7 @@ def manifest(folder: str, lineage: str) -> Manifest:
 TestRunLife = RunLife.TestCase
 TestRunLife.settings = settings(
     max_examples=100,
-    stateful_step_count=30,
+    stateful_step_count=25,
     deadline=None,
     derandomize=True,
     database=None,
