@@ -77,6 +77,14 @@ def test_status_shows_weights_step_and_the_evidence(world):
     assert "[0.000, 0.200]" in length
 
 
+def test_status_says_what_the_rollout_takes(world):
+    needs = {"accelerator": "nvidia-l4", "replicas": 1, "accelerators": 2, "acceleratorsAtMost": 4, "message": "2 more"}
+    on_trial(world, rolloutNeeds=needs)
+    (row,) = [line for line in world.run("rollout", "status", "support").output.splitlines() if "takes" in line]
+    assert row.split()[1:] == ["2", "more"]
+    assert world.json("rollout", "status", "support")["needs"]["accelerators"] == 2
+
+
 def test_status_as_json(world):
     on_trial(world)
     found = world.json("rollout", "status", "support")

@@ -29,13 +29,21 @@ BY_REASON = {
         "Mend what the message names (dataset, base or recipe), then apply a TrainingRun with another name.",
     ),
     "FailuresExceeded": (
-        "Read the last attempt's logs: kubectl logs -n {namespace} -l sluice.dev/training-run={name} --tail=100",
+        "Read the last attempt's logs: sluice logs trun/{name} -n {namespace}",
         "Then raise spec.limits.maxFailures: the run goes on from its last checkpoint.",
     ),
     "PreemptionsExceeded": (
         "Raise spec.limits.maxPreemptions (the run goes on from its last checkpoint), or leave spot machines.",
     ),
     "DurationExceeded": ("Raise spec.limits.maxDuration: the run goes on from its last checkpoint.",),
+    "CostExceeded": ("Raise spec.limits.maxCost: the run goes on from its last checkpoint.",),
+    "PriceUnknown": (
+        "Set the price that the message names in the chart's values: helm upgrade --reuse-values --set …=PRICE",
+        "Or remove spec.limits.maxCost: kubectl patch {short} {name} -n {namespace} --type merge -p "
+        """'{{"spec": {{"limits": {{"maxCost": null}}}}}}'""",
+    ),
+    "BackOff": ("Read the failed attempt's logs: sluice logs trun/{name} -n {namespace}; the next begins by itself.",),
+    "Queued": ("See where it stands in Kueue's queue: kubectl get workloads -n {namespace}",),
     "Suspended": (
         "Set spec.suspend to false: kubectl patch {short} {name} -n {namespace} --type merge -p "
         """'{{"spec": {{"suspend": false}}}}'""",
@@ -56,8 +64,11 @@ BY_REASON = {
     "JobRejected": ("Correct spec.podTemplate or spec.hardware, in a TrainingRun with another name.",),
     # ModelVersion
     "PublishFailed": (
-        "Read the publisher's log: kubectl logs -n {namespace} -l sluice.dev/model-version={name} --tail=50",
+        "Read the publisher's log: sluice logs mver/{name} -n {namespace}",
         "Mend the cause (often the Secret of the signing keys, or access to the bucket), then delete the failed Job.",
+    ),
+    "YankFailed": (
+        "Read the Job's log: sluice logs mver/{name} -n {namespace}; mend the cause, then delete the failed Job.",
     ),
     "ArtifactMissing": ("Put the file back from a backup, or train again: a version without its files is of no use.",),
     "ArtifactChanged": ("Somebody changed the file after the run: put it back, or train again under another name.",),
@@ -87,12 +98,16 @@ BY_REASON = {
     "VersionNotVerified": ("See why the version is not verified: sluice explain mver/NAME -n {namespace}",),
     "ModelMismatch": ("Set spec.modelVersion to a version of this pool's model: sluice status -n {namespace}",),
     "EngineFailed": (
-        "Read the engine's log: kubectl logs -n {namespace} -l sluice.dev/inference-pool={name} --tail=100",
+        "Read the engine's log: sluice logs ipool/{name} --part engine -n {namespace}",
     ),
     "GatewayStarting": (
-        "See what the gateway's pods say: kubectl describe pods -n {namespace} "
-        "-l sluice.dev/inference-pool={name},app.kubernetes.io/component=gateway",
+        "See what the gateway's pods say: sluice logs ipool/{name} --part gateway -n {namespace}",
     ),
+    # any kind
+    "ApplyRejected": (
+        "Mend what the message names (a quota, an admission policy, KubeRay's CRDs); it is tried again by itself.",
+    ),
+    "InvalidSpec": ("Upgrade CRDs and operator together: kubectl apply --server-side -f crds/, then helm upgrade.",),
 }  # fmt: skip
 
 

@@ -76,6 +76,8 @@ def render(pool: Pool, now: datetime) -> list[Text]:
         rows.append(["step", _step(pool, now)])
         if status.rollout_started_at:
             rows.append(["running for", f"{age(status.rollout_started_at, now)} of {spec.rollout.deadline} allowed"])
+    if status.rollout_needs is not None:
+        rows.append(["takes", status.rollout_needs.message])
     asked = pool.annotations.get(ANNOTATION_ROLLOUT)
     if asked:
         rows.append(["asked for", f"{asked}"])
@@ -107,6 +109,7 @@ def wire(pool: Pool) -> dict[str, Any]:
         "weights": {w.model_version: w.percent for w in status.weights},
         "step": status.step,
         "steps": pool.spec.rollout.steps,
+        "needs": status.rollout_needs.wire() if status.rollout_needs else None,
         "verdicts": [v.wire() for v in status.verdicts],
         "request": pool.annotations.get(ANNOTATION_ROLLOUT),
         "history": [r.wire() for r in status.history],
