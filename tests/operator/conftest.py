@@ -15,12 +15,19 @@ from aiohttp import web
 from sluice_contracts.analysis import AnalysisSnapshot
 from sluice_contracts.base import sha256, timestamp
 from sluice_contracts.dataset import DatasetManifest
-from sluice_contracts.evaluation import EvaluationReport
+from sluice_contracts.evaluation import EvaluationReport, ParityReport
 from sluice_contracts.inference_pool import InferencePoolSpec
 from sluice_contracts.job import JobConfig, JobOutcome, JobResult
 from sluice_contracts.manifest import Manifest
 from sluice_contracts.names import LABEL_MANAGED_BY, MANAGED_BY
-from sluice_contracts.training_run import GateResult, ManifestReference, Progress, Stage, TrainingRunSpec
+from sluice_contracts.training_run import (
+    GateResult,
+    ManifestReference,
+    ParityLimits,
+    Progress,
+    Stage,
+    TrainingRunSpec,
+)
 from sluice_devcluster.kuberay.crds import definitions
 from sluice_operator.children.gateway import pod_labels
 from sluice_operator.kube.client import KubeClient
@@ -161,7 +168,10 @@ class Bucket:
             created_at=timestamp(NOW),
         )
         report_digest = self.put(f"{folder}/eval/report.json", report.canonical())
-        parity_digest = self.put(f"{folder}/parity.json", b"{}")
+        parity = ParityReport(
+            lineage=lineage, limits=ParityLimits(), engine="none", results=[], passed=True, created_at=timestamp(NOW)
+        )
+        parity_digest = self.put(f"{folder}/parity.json", parity.canonical())
         weights = {"export/safetensors/model.safetensors": b"w" * 64, "export/gguf/m-Q8_0.gguf": b"g" * 32}
         artifacts = [
             {

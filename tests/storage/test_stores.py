@@ -49,6 +49,16 @@ def test_files_travel_both_ways(store: Store, tmp_path: Path) -> None:
     assert [p.name for p in target.parent.iterdir()] == ["model.gguf"]
 
 
+def test_an_object_is_streamed_in_pieces(store: Store) -> None:
+    data = bytes(range(256)) * 50_000
+    store.write("export/model.gguf", data)
+    pieces = list(store.stream("export/model.gguf"))
+    assert len(pieces) > 1
+    assert b"".join(pieces) == data
+    with pytest.raises(NotFoundError, match="absent"):
+        list(store.stream("absent.gguf"))
+
+
 def test_a_failed_download_leaves_the_old_file_alone(store: Store, tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     target.write_bytes(b"old")

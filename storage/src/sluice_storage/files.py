@@ -30,6 +30,14 @@ class FileStore:
         except OSError as error:
             raise StorageError(f"cannot read {self.uri}/{key}: {error.strerror}") from error
 
+    def stream(self, key: str) -> Iterator[bytes]:
+        try:
+            yield from _chunks(self._path(key))
+        except FileNotFoundError:
+            raise NotFoundError(f"{self.uri}/{key} does not exist") from None
+        except OSError as error:
+            raise StorageError(f"cannot read {self.uri}/{key}: {error.strerror}") from error
+
     def write(self, key: str, data: bytes) -> None:
         self._put(key, iter([data]))
 

@@ -21,6 +21,8 @@ TIMEOUT = (5.0, 60.0)
 """Seconds to connect, and to wait for the next bytes."""
 RETRY = DEFAULT_RETRY.with_deadline(60.0)
 """Transient errors are tried again for at most this many seconds in all."""
+CHUNK = 8 * 1024 * 1024
+"""Bytes of one request when an object is streamed: the client's default of 40 MiB is memory for nothing."""
 
 
 @cache
@@ -55,6 +57,13 @@ class GcsStore:
         try:
             data: bytes = self._bucket.blob(self._name(key)).download_as_bytes(timeout=TIMEOUT, retry=RETRY)
             return data
+        except (api_errors.GoogleAPIError, request_errors.RequestException) as error:
+            raise self._explain("read", key, error) from error
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        try:
+            with self._bucket.blob(self._name(key)).open("rb", chunk_size=CHUNK, timeout=TIMEOUT, retry=RETRY) as blob:
+                yield from iter(lambda: blob.read(CHUNK), b"")
         except (api_errors.GoogleAPIError, request_errors.RequestException) as error:
             raise self._explain("read", key, error) from error
 

@@ -28,6 +28,9 @@ class Store(Protocol):
     def read(self, key: str) -> bytes:
         """The object's bytes. Raises NotFoundError, StorageError."""
 
+    def stream(self, key: str) -> Iterator[bytes]:
+        """The object's bytes, some MiB at a time: for what does not fit into memory. Raises as `read`, also midway."""
+
     def write(self, key: str, data: bytes) -> None:
         """Put the object there, whole or not at all. Raises StorageError."""
 

@@ -1,13 +1,14 @@
-"""The Job that signs one stage of a release and lays it out in the repository.
+"""The Jobs that sign: one opens a stage of a release and lays it out in the repository, one withdraws it.
 
-Its answer is the container's termination message, `{"tufVersion": n}`: no rights to the API server are needed for it.
+A publisher's answer is the container's termination message, `{"tufVersion": n}`: no rights to the API server are needed
+for it.
 """
 
 import json
 from typing import Any
 
 from sluice_contracts.model_version import ModelVersionSpec, PublishStage
-from sluice_contracts.names import LABEL_MODEL_VERSION
+from sluice_contracts.names import LABEL_COMPONENT, LABEL_MODEL_VERSION
 
 from sluice_operator.children.metadata import child, labels, short_name
 from sluice_operator.children.pods import TMP, container, environment, pod_spec
@@ -25,16 +26,46 @@ def publish_job_name(version: str, stage: int) -> str:
     return short_name(f"{version}-publish" if stage == 0 else f"{version}-publish-{stage + 1}")
 
 
+def yank_job_name(version: str) -> str:
+    """`<version>-yank`."""
+    return short_name(f"{version}-yank")
+
+
+def publisher_labels(version: str) -> dict[str, str]:
+    """The labels that select the pods that sign for a version."""
+    return {LABEL_COMPONENT: "publisher", LABEL_MODEL_VERSION: short_name(version)}
+
+
 def publish_job(
     meta: Meta, spec: ModelVersionSpec, lineage: str, stage: int, wanted: PublishStage, settings: Settings
 ) -> dict[str, Any]:
     """The Job that opens stage number `stage` (from 0)."""
     assert spec.publish is not None, "only a version with a publish block is published"
-    label = labels("publisher", model=spec.model, lineage=lineage, **{LABEL_MODEL_VERSION: short_name(meta.name)})
-    command = ["sluice-train", "publish", "release"]
-    command += ["--manifest", spec.manifest.uri, "--digest", spec.manifest.digest]
-    command += ["--repository", settings.releases_uri, "--keys", SIGNING]
+    command = ["release", "--manifest", spec.manifest.uri, "--digest", spec.manifest.digest]
     command += ["--channel", spec.publish.channel, "--version", spec.version, "--percent", str(wanted.percent)]
+    return _job(meta, spec, lineage, publish_job_name(meta.name, stage), command, settings)
+
+
+def yank_job(
+    meta: Meta, spec: ModelVersionSpec, lineage: str | None, channel: str, settings: Settings
+) -> dict[str, Any]:
+    """The Job that withdraws the version from `channel`, if it is the one offered there."""
+    command = ["yank", "--channel", channel, "--model", spec.model, "--version", spec.version]
+    return _job(meta, spec, lineage, yank_job_name(meta.name), command, settings)
+
+
+def channel_of(job: Object) -> str | None:
+    """The channel that a Job of ours works on."""
+    containers = (((job.get("spec") or {}).get("template") or {}).get("spec") or {}).get("containers") or []
+    command = list((containers[0] if containers else {}).get("command") or [])
+    return command[command.index("--channel") + 1] if "--channel" in command[:-1] else None
+
+
+def _job(
+    meta: Meta, spec: ModelVersionSpec, lineage: str | None, name: str, words: list[str], settings: Settings
+) -> dict[str, Any]:
+    label = labels("publisher", model=spec.model, lineage=lineage, **{LABEL_MODEL_VERSION: short_name(meta.name)})
+    command = ["sluice-train", "publish", *words, "--repository", settings.releases_uri, "--keys", SIGNING]
     main = container(
         "publisher",
         settings.images.publisher,
@@ -58,7 +89,7 @@ def publish_job(
         "activeDeadlineSeconds": DEADLINE_SECONDS,
         "template": {"metadata": {"labels": dict(label)}, "spec": pod_spec(settings, [main], volumes, **fields)},
     }
-    return child(JOB, publish_job_name(meta.name, stage), MODEL_VERSION, meta, label, lineage=lineage, spec=body)
+    return child(JOB, name, MODEL_VERSION, meta, label, lineage=lineage, spec=body)
 
 
 def tuf_version(message: str) -> int | None:

@@ -12,7 +12,7 @@ from sluice_contracts.inference_pool import InferencePoolSpec
 
 from sluice_operator.children.http_route import http_route, route_name
 from sluice_operator.engine.cache import Cache
-from sluice_operator.kube.client import ApiError, KubeClient
+from sluice_operator.kube.client import KubeClient
 from sluice_operator.kube.resources import HTTP_ROUTE
 from sluice_operator.plan import Apply, Delete, Meta, Object
 
@@ -59,7 +59,7 @@ async def observe_route(meta: Meta, spec: InferencePoolSpec, cache: Cache, kube:
     if found is None and spec.gateway.route is None:
         return ObservedRoute()
     if found is None:
-        if not await kind_is_known(kube):
+        if not await kube.knows(HTTP_ROUTE):
             return ObservedRoute(RouteState.UNKNOWN_KIND)
         found = await kube.get(HTTP_ROUTE, meta.namespace, route_name(meta.name))
     if found is None:
@@ -68,17 +68,6 @@ async def observe_route(meta: Meta, spec: InferencePoolSpec, cache: Cache, kube:
         return ObservedRoute(RouteState.FOREIGN)
     accepted, message = read_parents(found)
     return ObservedRoute(RouteState.OURS, accepted, message)
-
-
-async def kind_is_known(kube: KubeClient) -> bool:
-    """Whether the API server serves HTTPRoute v1."""
-    try:
-        found = await kube.request("discover", "GET", f"/apis/{HTTP_ROUTE.group}/{HTTP_ROUTE.version}")
-    except ApiError as error:
-        if error.status == 404:
-            return False
-        raise
-    return any(r.get("name") == HTTP_ROUTE.plural for r in found.get("resources") or [])
 
 
 def _is_ours(route: Object, meta: Meta) -> bool:

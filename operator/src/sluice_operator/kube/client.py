@@ -200,6 +200,16 @@ class KubeClient:
                 return None
             raise
 
+    async def knows(self, resource: Resource) -> bool:
+        """Whether the API server serves this kind in this version: whether its CRD is installed."""
+        try:
+            found = await self.request("discover", "GET", f"/apis/{resource.api_version}")
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            raise
+        return any(r.get("name") == resource.plural for r in found.get("resources") or [])
+
     async def snapshot(
         self, resource: Resource, namespace: str | None = None, labels: str | None = None
     ) -> tuple[Items, int]:

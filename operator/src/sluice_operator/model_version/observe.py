@@ -3,19 +3,26 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sluice_contracts.evaluation import EvaluationReport
+from sluice_contracts.evaluation import EvaluationReport, ParityReport
 from sluice_contracts.inference_pool import RolloutOutcome
 from sluice_contracts.manifest import Manifest
 from sluice_contracts.model_version import ModelVersionSpec, ModelVersionStatus, PromotionStatus
-from sluice_contracts.names import ConditionType
+from sluice_contracts.names import ANNOTATION_LINEAGE, ConditionType
 
 from sluice_operator.artifacts import Artifacts, Problem
-from sluice_operator.children.publish_job import publish_job_name, termination_message
+from sluice_operator.children.publish_job import (
+    channel_of,
+    publish_job_name,
+    publisher_labels,
+    termination_message,
+    yank_job_name,
+)
 from sluice_operator.conditions import is_true
 from sluice_operator.engine.cache import Cache
 from sluice_operator.kube.client import KubeClient
-from sluice_operator.kube.resources import INFERENCE_POOL, JOB, POD
+from sluice_operator.kube.resources import INFERENCE_POOL, JOB, MODEL_VERSION, POD
 from sluice_operator.plan import Meta, Object
+from sluice_operator.verification import Checking, Verification
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,8 @@ class PublishJobState:
     succeeded: bool = False
     failed: bool = False
     message: str | None = None
+    channel: str | None = None
+    """Where it publishes: the spec may have changed since it began."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Observed:
     """All that a plan for a version is made from."""
 
     status: ModelVersionStatus
-    manifest: Manifest | Problem | None = None
+    manifest: Manifest | Problem | Checking | None = None
     """None where the version was verified before and nothing needs the manifest now."""
     gated: bool | None = None
     """Whether a gate without a waiver let the version through; None where it was not asked."""
@@ -43,19 +52,36 @@ class Observed:
     """Whether a pool has promoted it on evidence: not as the first version of an empty pool."""
     job: PublishJobState | None = None
     """The Job of the stage that is next."""
+    yank: PublishJobState | None = None
+    """The Job that withdraws it."""
+    publish_jobs: frozenset[str] = frozenset()
+    """All its publishing Jobs, by name."""
+    publishers: bool = False
+    """Whether a pod of it that signs still runs; looked for only where it matters."""
+    pools: frozenset[str] = frozenset()
+    """InferencePools whose status names it."""
 
 
 async def observe(
-    meta: Meta, spec: ModelVersionSpec, status: ModelVersionStatus, cache: Cache, artifacts: Artifacts, kube: KubeClient
+    meta: Meta,
+    spec: ModelVersionSpec,
+    status: ModelVersionStatus,
+    cache: Cache,
+    artifacts: Artifacts,
+    verification: Verification,
+    kube: KubeClient,
 ) -> Observed:
     """Look at the version's files, at the pools of its namespace, and at its publisher."""
+    pools = users(meta, cache)
+    if meta.deleting:
+        return Observed(status=status, pools=pools)
     verified = is_true(status.conditions, ConditionType.VERIFIED)
-    manifest, gated = None, None
+    manifest: Manifest | Problem | Checking | None = None
+    gated = None
     if not verified or spec.publish is not None:
         manifest = await artifacts.parsed(Manifest, spec.manifest.uri, spec.manifest.digest)
     if isinstance(manifest, Manifest) and not verified:
-        problem = await _verify(spec, manifest, artifacts)
-        manifest = problem or manifest
+        manifest = await _verify(meta, spec, manifest, artifacts, verification) or manifest
     if isinstance(manifest, Manifest) and spec.publish is not None:
         gated = await _gated(manifest, artifacts)
     return Observed(
@@ -65,13 +91,36 @@ async def observe(
         promotion=promotion(meta, spec, cache) or status.promotion,
         proven=proven(meta, spec, cache),
         job=await _job(meta, spec, status, cache, kube),
+        yank=await _yank(meta, spec, cache, kube),
+        publish_jobs=_publish_jobs(meta, cache),
+        publishers=verified and await _publishers(meta, spec, status, kube),
+        pools=pools,
     )
 
 
-async def _verify(spec: ModelVersionSpec, manifest: Manifest, artifacts: Artifacts) -> Problem | None:
-    """That the manifest is this model's, and that every artefact and report lies where it says."""
+def users(meta: Meta, cache: Cache) -> frozenset[str]:
+    """The pools whose status names the version: as stable, as candidate, or as the one to go back to."""
+    parts = ("stable", "candidate", "previous")
+    pools = {pool["metadata"]["name"]: pool.get("status") or {} for pool in cache.list(INFERENCE_POOL, meta.namespace)}
+    return frozenset(
+        name
+        for name, status in pools.items()
+        if meta.name in {(status.get(p) or {}).get("modelVersion") for p in parts}
+    )
+
+
+async def _verify(
+    meta: Meta, spec: ModelVersionSpec, manifest: Manifest, artifacts: Artifacts, verification: Verification
+) -> Problem | Checking | None:
+    """That the manifest is this model's, that every artefact and report lies where it says and is what it was, and
+    that all of them are of one lineage."""
     if manifest.model != spec.model:
         return Problem("ManifestMismatch", f"spec.model is {spec.model}, the manifest is of {manifest.model}")
+    told = meta.annotations.get(ANNOTATION_LINEAGE, manifest.lineage)
+    if told != manifest.lineage:
+        return Problem(
+            "LineageMismatch", f"the manifest is of lineage {manifest.lineage[:16]}, its TrainingRun of {told[:16]}"
+        )
     folder = spec.manifest.uri.rpartition("/")[0]
     if manifest.run_uri.rstrip("/") != folder:
         return Problem(
@@ -87,7 +136,12 @@ async def _verify(spec: ModelVersionSpec, manifest: Manifest, artifacts: Artifac
         return Problem(f"Report{report.reason}", report.message, report.lasting)
     if report.lineage != manifest.lineage:
         return Problem("ReportMismatch", f"{manifest.evaluation.uri} is of lineage {report.lineage[:16]}")
-    return None
+    parity = await artifacts.parsed(ParityReport, manifest.parity_uri, manifest.parity_digest)
+    if isinstance(parity, Problem):
+        return Problem(f"Report{parity.reason}", parity.message, parity.lasting)
+    if parity.lineage != manifest.lineage:
+        return Problem("ReportMismatch", f"{manifest.parity_uri} is of lineage {parity.lineage[:16]}")
+    return await verification.check(spec.manifest.digest, folder, manifest.artifacts)
 
 
 async def _gated(manifest: Manifest, artifacts: Artifacts) -> bool:
@@ -136,7 +190,32 @@ async def _job(
     if spec.publish is None:
         return None
     stage = status.release.published_stage if status.release is not None else 0
-    job = cache.get(JOB, meta.namespace, publish_job_name(meta.name, stage))
+    return await _read_job(cache.get(JOB, meta.namespace, publish_job_name(meta.name, stage)), stage, meta, kube)
+
+
+async def _yank(meta: Meta, spec: ModelVersionSpec, cache: Cache, kube: KubeClient) -> PublishJobState | None:
+    if spec.publish is None:
+        return None
+    return await _read_job(cache.get(JOB, meta.namespace, yank_job_name(meta.name)), 0, meta, kube)
+
+
+def _publish_jobs(meta: Meta, cache: Cache) -> frozenset[str]:
+    jobs = cache.children(MODEL_VERSION, meta.namespace, meta.name, JOB)
+    return frozenset(job["metadata"]["name"] for job in jobs) - {yank_job_name(meta.name)}
+
+
+async def _publishers(meta: Meta, spec: ModelVersionSpec, status: ModelVersionStatus, kube: KubeClient) -> bool:
+    """Whether a pod that signs still runs, asked where a withdrawal may begin: a Job that is deleted leaves its pods a
+    grace period."""
+    withdrawn = status.release is not None and status.release.yanked_at is not None
+    if spec.publish is None or not spec.publish.yanked or withdrawn:
+        return False
+    selector = ",".join(f"{name}={value}" for name, value in publisher_labels(meta.name).items())
+    pods = [pod async for pod in kube.list(POD, meta.namespace, labels=selector)]
+    return any((pod.get("status") or {}).get("phase") not in {"Succeeded", "Failed"} for pod in pods)
+
+
+async def _read_job(job: Object | None, stage: int, meta: Meta, kube: KubeClient) -> PublishJobState | None:
     if job is None:
         return None
     conditions = {c["type"]: c["status"] for c in (job.get("status") or {}).get("conditions") or []}
@@ -144,7 +223,7 @@ async def _job(
     message = None
     if succeeded or failed:
         message = await _last_word(kube, meta.namespace, job["metadata"]["name"])
-    return PublishJobState(stage, succeeded, failed, message)
+    return PublishJobState(stage, succeeded, failed, message, channel_of(job))
 
 
 async def _last_word(kube: KubeClient, namespace: str, job: str) -> str | None:

@@ -4,30 +4,27 @@ Three facts in a row: Verified (its files are what its manifest says), Promoted 
 Published (devices can have it). Ready says that it may be used; publishing has a condition of its own.
 """
 
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from sluice_contracts.base import parse_timestamp, seconds, timestamp
 from sluice_contracts.manifest import Manifest
-from sluice_contracts.model_version import (
-    ArtifactStatus,
-    ModelVersionSpec,
-    ModelVersionStatus,
-    PublishSpec,
-    ReleaseStatus,
-)
+from sluice_contracts.model_version import ArtifactStatus, ModelVersionSpec, ModelVersionStatus
 from sluice_contracts.names import ConditionType
 
 from sluice_operator.artifacts import Problem
-from sluice_operator.children.publish_job import publish_job, publish_job_name, tuf_version
 from sluice_operator.conditions import ConditionSet, find, is_true
-from sluice_operator.kube.resources import JOB
-from sluice_operator.model_version.observe import Observed, PublishJobState
-from sluice_operator.plan import Apply, Event, EventType, Meta, Plan, bounded
+from sluice_operator.model_version.deletion import hold_or_release, plan_deletion
+from sluice_operator.model_version.observe import Observed
+from sluice_operator.model_version.publishing import LOOK_AGAIN_SECONDS, Publishing, publish
+from sluice_operator.model_version.withdrawal import is_being_undone, undo, withdraw
+from sluice_operator.plan import Event, EventType, Meta, Plan, bounded
 from sluice_operator.settings import Settings
+from sluice_operator.verification import Checking
 
-LOOK_AGAIN_SECONDS = 30.0
 SHOWN_ARTIFACTS = 64
+VERIFYING_SECONDS = 10.0
+SILENT = {"NotWanted", "NotVerified", "Publishing", "Verifying", "Yanking"}
+"""Reasons that are no event: nothing happened yet, or it is told with more words elsewhere."""
+BAD = {"PublishFailed", "PromotionRequired", "YankFailed"}
 
 
 def plan(meta: Meta, spec: ModelVersionSpec, observed: Observed, settings: Settings, now: datetime) -> Plan:
@@ -35,6 +32,10 @@ def plan(meta: Meta, spec: ModelVersionSpec, observed: Observed, settings: Setti
     status = observed.status.model_copy(deep=True)
     status.observed_generation = meta.generation
     conditions = ConditionSet(observed.status.conditions, meta.generation, now)
+    if meta.deleting:
+        return plan_deletion(meta, observed.status, status, conditions, observed.pools)
+    if isinstance(observed.manifest, Checking):
+        return _verifying(observed.status, status, conditions, observed.manifest)
     if isinstance(observed.manifest, Problem) and not is_true(observed.status.conditions, ConditionType.VERIFIED):
         return _unverified(observed.status, status, conditions, observed.manifest)
 
@@ -47,26 +48,25 @@ def plan(meta: Meta, spec: ModelVersionSpec, observed: Observed, settings: Setti
     status.promotion = observed.promotion
     if status.promotion is not None:
         by = f"by InferencePool {status.promotion.pool} at {status.promotion.at}"
-        conditions.set(ConditionType.PROMOTED, True, "PromotedByPool", by)
+        on = f": {status.promotion.evidence}" if status.promotion.evidence else ""
+        conditions.set(ConditionType.PROMOTED, True, "PromotedByPool", by + on)
     else:
         conditions.set(ConditionType.PROMOTED, False, "NotPromoted", "no InferencePool has promoted it yet")
 
-    publishing = _Publishing()
-    if spec.publish is None:
+    publishing: Publishing | None = None
+    if spec.publish is not None and is_being_undone(spec.publish, observed):
+        publishing = undo(meta, observed, status, conditions, now)
+    if publishing is not None:
+        pass
+    elif spec.publish is None:
+        publishing = Publishing()
         conditions.ready("Verified", "its files are what its manifest says")
         conditions.set(ConditionType.PUBLISHED, False, "NotWanted", "spec.publish is not set")
     else:
-        publishing = _publish(meta, spec, spec.publish, observed, status, conditions, settings, now)
+        do = withdraw if spec.publish.yanked else publish
+        publishing = do(meta, spec, spec.publish, observed, status, conditions, settings, now)
+    publishing.apply = [*hold_or_release(meta, observed.pools), *publishing.apply]
     return _finish(observed.status, status, conditions, publishing)
-
-
-@dataclass
-class _Publishing:
-    """What publishing adds to the plan."""
-
-    apply: list[Apply] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    requeue_after: float | None = None
 
 
 def _describe(status: ModelVersionStatus, manifest: Manifest) -> None:
@@ -76,6 +76,17 @@ def _describe(status: ModelVersionStatus, manifest: Manifest) -> None:
         ArtifactStatus(path=a.path, size=a.size, quantization=a.quantization.value if a.quantization else None)
         for a in device_first[:SHOWN_ARTIFACTS]
     ]
+
+
+def _verifying(
+    before: ModelVersionStatus, status: ModelVersionStatus, conditions: ConditionSet, checking: Checking
+) -> Plan:
+    text = f"its files are compared with their digests: {checking}"
+    conditions.set(ConditionType.VERIFIED, None, "Verifying", text)
+    conditions.reconciling("Verifying", text)
+    for type_ in (ConditionType.PROMOTED, ConditionType.PUBLISHED):
+        conditions.set(type_, False, "NotVerified", "its files must be verified first")
+    return _finish(before, status, conditions, Publishing(requeue_after=VERIFYING_SECONDS))
 
 
 def _unverified(
@@ -89,119 +100,11 @@ def _unverified(
         conditions.reconciling(problem.reason, text)
     for type_ in (ConditionType.PROMOTED, ConditionType.PUBLISHED):
         conditions.set(type_, False, "NotVerified", "its files must be verified first")
-    return _finish(before, status, conditions, _Publishing(requeue_after=LOOK_AGAIN_SECONDS))
-
-
-def _publish(
-    meta: Meta,
-    spec: ModelVersionSpec,
-    wanted: PublishSpec,
-    observed: Observed,
-    status: ModelVersionStatus,
-    conditions: ConditionSet,
-    settings: Settings,
-    now: datetime,
-) -> _Publishing:
-    """Open the next stage when it may be opened, and say why not when it may not."""
-    found = _Publishing()
-    _absorb(observed.job, wanted, status, found, now)
-    stage = status.release.published_stage if status.release is not None else 0
-    conditions.ready("Verified", "its files are what its manifest says")
-    held = _held_back(wanted, observed, status)
-    if stage >= len(wanted.stages):
-        assert status.release is not None, "a stage was published"
-        text = (
-            f"{status.release.percent} % of devices, channel {wanted.channel}, TUF version {status.release.tuf_version}"
-        )
-        conditions.set(ConditionType.PUBLISHED, True, "AllStagesOpen", text)
-        return found
-    if held is not None:
-        conditions.set(ConditionType.PUBLISHED, False, *held)
-        found.requeue_after = LOOK_AGAIN_SECONDS if isinstance(observed.manifest, Problem) else None
-        return found
-    job = observed.job if observed.job is not None and observed.job.stage == stage else None
-    if job is not None and (job.failed or job.succeeded):
-        name = publish_job_name(meta.name, stage)
-        why = (job.message or "its container left no message").strip()
-        text = bounded(f"Job {name} failed: {why}; mend the cause, then delete the Job to try again", 2000)
-        conditions.set(ConditionType.PUBLISHED, False, "PublishFailed", text)
-        conditions.stalled("PublishFailed", text)
-        return found
-    if job is not None:
-        text = (
-            f"Job {publish_job_name(meta.name, stage)} is signing stage {stage + 1} of {len(wanted.stages)}, "
-            f"with the keys of Secret {settings.signing_secret}"
-        )
-        conditions.set(ConditionType.PUBLISHED, False, "Publishing", text)
-        conditions.set(ConditionType.RECONCILING, True, "Publishing", text)
-        return found
-    wait = _soak_left(wanted, status, stage, now)
-    if wait > 0:
-        assert status.release is not None, "only an open stage soaks"
-        next_ = timestamp(now + timedelta(seconds=wait))
-        text = f"{status.release.percent} % of devices; the next stage opens at {next_}"
-        conditions.set(ConditionType.PUBLISHED, True, "StageOpen", text)
-        found.requeue_after = wait
-        return found
-    lineage = status.lineage
-    if lineage is None:  # it was verified by an operator that did not note it; the manifest comes with the next look
-        found.requeue_after = LOOK_AGAIN_SECONDS
-        conditions.set(ConditionType.PUBLISHED, None, "ReadingManifest", "its manifest cannot be read now")
-        return found
-    percent = wanted.stages[stage].percent
-    found.apply.append(Apply(JOB, publish_job(meta, spec, lineage, stage, wanted.stages[stage], settings)))
-    text = f"stage {stage + 1} of {len(wanted.stages)}: {percent} % of devices, channel {wanted.channel}"
-    found.events.append(Event("Publishing", text))
-    conditions.set(ConditionType.PUBLISHED, False, "Publishing", text)
-    conditions.set(ConditionType.RECONCILING, True, "Publishing", text)
-    return found
-
-
-def _absorb(
-    job: PublishJobState | None, wanted: PublishSpec, status: ModelVersionStatus, found: _Publishing, now: datetime
-) -> None:
-    """Take a finished stage into the status."""
-    if job is None or not job.succeeded or job.stage >= len(wanted.stages):
-        return
-    version = tuf_version(job.message or "")
-    if version is None:
-        return
-    percent = wanted.stages[job.stage].percent
-    status.release = ReleaseStatus(
-        tuf_version=version, published_stage=job.stage + 1, percent=percent, published_at=timestamp(now)
-    )
-    found.events.append(Event("StagePublished", f"{percent} % of devices, TUF version {version}"))
-
-
-def _held_back(wanted: PublishSpec, observed: Observed, status: ModelVersionStatus) -> tuple[str, str] | None:
-    """Why nothing may be published now: a reason and a message, or None."""
-    promotion = status.promotion
-    if wanted.after is not None and (promotion is None or promotion.pool != wanted.after.promoted_in):
-        return "WaitingForPromotion", f"InferencePool {wanted.after.promoted_in} has not promoted it yet"
-    if observed.gated is False and not observed.proven:
-        text = (
-            "no gate has let this version through (waived, failed or none), so only a canary can; being the first "
-            "version of an empty pool is none: name an InferencePool in spec.publish.after.promotedIn"
-        )
-        return "PromotionRequired", text
-    if isinstance(observed.manifest, Problem):
-        return observed.manifest.reason, observed.manifest.about("spec.manifest").message
-    if wanted.paused:
-        stage = status.release.published_stage if status.release is not None else 0
-        return "Paused", f"spec.publish.paused is true; {stage} of {len(wanted.stages)} stages are open"
-    return None
-
-
-def _soak_left(wanted: PublishSpec, status: ModelVersionStatus, stage: int, now: datetime) -> float:
-    """Seconds the open stage must still run before the next."""
-    if stage == 0 or status.release is None or status.release.published_at is None:
-        return 0.0
-    soak = timedelta(seconds=seconds(wanted.stages[stage - 1].soak))
-    return (parse_timestamp(status.release.published_at) + soak - now).total_seconds()
+    return _finish(before, status, conditions, Publishing(requeue_after=LOOK_AGAIN_SECONDS))
 
 
 def _finish(
-    before: ModelVersionStatus, status: ModelVersionStatus, conditions: ConditionSet, publishing: _Publishing
+    before: ModelVersionStatus, status: ModelVersionStatus, conditions: ConditionSet, publishing: Publishing
 ) -> Plan:
     status.conditions = conditions.list()
     events = list(publishing.events)
@@ -211,14 +114,13 @@ def _finish(
             continue
         if type_ is ConditionType.PROMOTED and new.status != "True":
             continue
-        if new.reason in {"NotWanted", "NotVerified", "Publishing"}:
+        if new.reason in SILENT:
             continue
-        bad = new.reason in {"PublishFailed", "PromotionRequired"} or (
-            type_ is ConditionType.VERIFIED and new.status != "True"
-        )
+        bad = new.reason in BAD or (type_ is ConditionType.VERIFIED and new.status != "True")
         events.append(Event(new.reason, bounded(new.message, 1000), EventType.WARNING if bad else EventType.NORMAL))
     return Plan(
         apply=publishing.apply,
+        delete=publishing.delete,
         status=status.wire(),
         events=events,
         requeue_after=publishing.requeue_after,
