@@ -74,6 +74,10 @@ class ControlPlane:
         """What a part (`etcd`, `kube-apiserver`, `kube-controller-manager`) has written."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
+    def pid(self, name: str) -> int:
+        """The process of a part, by the same names, for those who measure it."""
+        return self._processes[name].pid
+
     def _start(self) -> None:
         etcd_port, peer_port, api_port, controllers_port = free_ports(4)
         at = cp.Endpoints(etcd_port, peer_port, api_port, bind="127.0.0.1", advertise="127.0.0.1")
