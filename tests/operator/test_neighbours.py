@@ -1,5 +1,5 @@
-"""A pool among other people's objects, on a real API server: Gateway API routes, the inference extension's pools of the same
-plural, and versions that somebody deletes while they serve."""
+"""A pool among other people's objects, on a real API server: Gateway API's routes, the inference extension's own pools
+of the same plural, and versions that somebody deletes while they serve."""
 
 import json
 from collections.abc import Callable, Iterator
