@@ -271,6 +271,9 @@ class TestRollout:
 
     def test_harm_takes_the_traffic_away_in_the_same_look(self, world: World) -> None:
         rolling(world)
+        asked = world.step().requeue_after
+        assert asked is not None
+        assert asked <= 10, "an interval: no breach lives longer"
         look(world, seconds=10, errors=60)
         assert world.weights() == {"v1": 100}
         assert world.reason("Stalled") == ("True", "RolledBack")
