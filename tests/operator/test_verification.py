@@ -1,6 +1,8 @@
 """Artefacts against their digests: what is altered is named, and a look never waits for gigabytes."""
 
 import asyncio
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from sluice_contracts.model_version import ModelVersionSpec, ModelVersionStatus
 from sluice_operator.artifacts import Artifacts, Problem
 from sluice_operator.engine.cache import Cache
 from sluice_operator.model_version.observe import Observed, observe
-from sluice_operator.verification import KEPT_SECONDS, Checking, Verification
+from sluice_operator.verification import KEPT_SECONDS, STREAMS, Checking, Verification
 
 LINEAGE = "a" * 64
 WEIGHTS = "export/safetensors/model.safetensors"
@@ -82,6 +84,30 @@ async def test_a_look_does_not_wait_and_sees_how_far_it_is(world: World) -> None
     async with asyncio.timeout(5):
         while (found := await world.check(patience=0.01)) is not None:
             assert isinstance(found, Checking)
+
+
+async def test_a_look_does_not_wait_for_other_versions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowStore:
+        """A fake: storage that holds its bytes back."""
+
+        def stream(self, key: str) -> Iterator[bytes]:
+            held.wait(30)
+            yield b""
+
+    held = threading.Event()
+    monkeypatch.setattr("sluice_operator.verification.open_store", lambda _folder: SlowStore())
+    try:
+        for number in range(STREAMS):
+            others = await world.verification.check(
+                f"sha256:{number}", "file:///x", world.manifest.artifacts, patience=0
+            )
+            assert isinstance(others, Checking)
+            await asyncio.sleep(0)
+        began = asyncio.get_running_loop().time()
+        assert isinstance(await world.check(patience=30), Checking)
+        assert asyncio.get_running_loop().time() - began < 15
+    finally:
+        held.set()
 
 
 @pytest.mark.parametrize("file", ["parity.json", "eval/report.json"])

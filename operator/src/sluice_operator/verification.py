@@ -19,7 +19,8 @@ from sluice_storage import NotFoundError, StorageError, open_store
 from sluice_operator.artifacts import Problem
 
 PATIENCE_SECONDS = 2.0
-"""A look waits this long, so that small models are verified at once."""
+"""The first look waits this long, so that small models are verified at once. Where others are being hashed it does not
+wait: a thousand new versions must not keep the looks from pools."""
 KEPT_SECONDS = 600.0
 """What was found to be altered is not read again before."""
 STREAMS = 2
@@ -58,6 +59,8 @@ class Verification:
         if known is not None and self._clock() - known[0] < KEPT_SECONDS:
             return known[1]
         task = self._running.get(manifest)
+        if task is not None or self._slots.locked():
+            patience = 0
         if task is None:
             task = asyncio.create_task(self._check(manifest, folder, artifacts), name=f"verify {folder}")
             self._running[manifest] = task
