@@ -277,6 +277,8 @@ RULES: list[Case] = [
         {"spec.rollout.metrics.1.name": "errorRate"},
         ["spec.rollout.metrics[1]: Duplicate value", "errorRate"],
     ),
+    ("no patience", POOL, {"spec.limits.queueTimeout": "0s"}, ["limits.queueTimeout must be above 0, such as 20s"]),
+    ("no pause between looks", POOL, {"spec.rollout.interval": "0m0s"}, ["rollout.interval must be above 0"]),
     (
         "mirroring",
         POOL,

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sluice_contracts.training_run import TrainingRunSpec, TrainingRunStatus
+from sluice_contracts.training_run import TrainingRunStatus
 from sluice_operator.engine import breaker
 from sluice_operator.engine.breaker import Breaker
 from sluice_operator.engine.cache import Cache, Key, owner_of
@@ -16,7 +16,7 @@ from sluice_operator.engine.difference import APPLIED, is_so, stamped
 from sluice_operator.engine.leader import Leader
 from sluice_operator.engine.metrics import Metrics, serve
 from sluice_operator.engine.queue import WorkQueue
-from sluice_operator.kinds import UnreadableError, _read, references
+from sluice_operator.kinds import UnreadableError, _parse, references
 from sluice_operator.kube.client import KubeClient
 from sluice_operator.kube.resources import EVENT, INFERENCE_POOL, LEASE, MODEL_VERSION, RAY_JOB, TRAINING_RUN
 from sluice_operator.plan import Plan
@@ -299,7 +299,7 @@ def test_a_status_that_does_not_read_is_never_taken_for_an_empty_one() -> None:
         "status": {"fromTheFuture": 1},
     }
     with pytest.raises(UnreadableError, match=r"status\.fromTheFuture"):
-        _read(obj, TrainingRunSpec, TrainingRunStatus)
+        _parse(TrainingRunStatus, obj, "status")
 
 
 @pytest.mark.apiserver

@@ -88,8 +88,9 @@ def _named(items: list[Any]) -> bool:
 def _merge_named(base: list[Any], patch: list[Any]) -> list[Any]:
     merged = list(base)
     for item in patch:
+        # What is no object at all is passed on as well: the API server refuses the pod and says why.
         name = item.get("name", base[0]["name"]) if isinstance(item, Mapping) else None
-        at = next((i for i, b in enumerate(merged) if b["name"] == name), None)
+        at = next((i for i, b in enumerate(merged) if isinstance(b, Mapping) and b["name"] == name), None)
         if at is None:
             merged.append(item)
         else:

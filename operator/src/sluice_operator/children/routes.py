@@ -13,6 +13,9 @@ from sluice_operator.children.metadata import child, labels
 from sluice_operator.kube.resources import CONFIG_MAP, INFERENCE_POOL
 from sluice_operator.plan import Meta, Object
 
+SHORTEST_SECONDS = 0.001
+"""For a limit of 0 that an older CRD let through: a table that cannot be written would stop the whole pool."""
+
 
 def routes_name(pool: str) -> str:
     """The pool's routes ConfigMap."""
@@ -31,7 +34,7 @@ def routing_table(meta: Meta, spec: InferencePoolSpec, backends: list[Backend], 
             max_output_tokens=spec.limits.max_output_tokens,
             in_flight_per_replica=spec.limits.in_flight_per_replica,
             queue=spec.limits.queue,
-            queue_timeout_seconds=seconds(spec.limits.queue_timeout),
+            queue_timeout_seconds=max(SHORTEST_SECONDS, seconds(spec.limits.queue_timeout)),
             max_request_bytes=spec.limits.max_request_bytes,
         ),
         backends=backends,
