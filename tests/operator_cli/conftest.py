@@ -109,6 +109,9 @@ class FakeCluster:
             raise CliError(f"cannot reach port {port} of pod {namespace}/{pod} through the API server")
         return page()
 
+    def ask_lines(self, namespace: str, pod: str, port: int, path: str) -> Iterator[str]:
+        yield from self.ask(namespace, pod, port, path).decode().splitlines()
+
     def pod(self, name: str, component: str, *, role: str = "", **labels: str) -> dict[str, Any]:
         """A pod that runs, to be changed in place."""
         labels |= {LABEL_COMPONENT: component} | ({"ray.io/node-type": role} if role else {})

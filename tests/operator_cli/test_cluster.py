@@ -111,6 +111,12 @@ def test_a_pods_page_comes_as_it_is(api_server):
     assert api_server.ask("team", "gateway", 8081, "analysis") == b"{'not': 'parsed'}"
 
 
+def test_a_pods_page_that_goes_on_is_read_by_lines(api_server):
+    assert list(api_server.ask_lines("team", "gateway", 8081, "analysis")) == ["{'not': 'parsed'}"]
+    with pytest.raises(CliError, match=r"follow port 1 of pod team/gateway .*the pod is gone"):
+        list(api_server.ask_lines("team", "gateway", 1, "x"))
+
+
 def test_a_pods_page_that_cannot_be_had_is_one_line(api_server):
     with pytest.raises(CliError, match=r"no access: you may not reach port 8081 of pod team/secret"):
         api_server.ask("team", "secret", 8081, "analysis")

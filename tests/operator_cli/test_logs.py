@@ -4,12 +4,15 @@ import json
 
 import pytest
 from sluice_contracts.names import LABEL_POOL, LABEL_TRAINING_RUN
-from sluice_operator.cli.logs import DASHBOARD_PORT, job_output, pods_of
+from sluice_operator.cli.errors import CliError
+from sluice_operator.cli.logs import pods_of
 from sluice_operator.cli.objects import run_of
 from sluice_operator.cli.pods import MOST, pod_of, tags
+from sluice_operator.cli.ray_logs import DASHBOARD_PORT, job_output
 from sluice_operator.kube.resources import RAY_JOB, TRAINING_RUN
 
 HEAD = "bot-9-head-x7f2q"
+ENGINE = "support-1a2b3c4d-head-x7f2q"
 
 
 def pool(world):
@@ -79,7 +82,6 @@ def test_following_prints_what_each_pod_says_until_all_have_ended(world):
 
 def test_a_pod_that_fails_while_it_is_followed_is_an_error(world):
     pool(world)
-    from sluice_operator.cli.errors import CliError
 
     def gone(*_, **__):
         raise CliError("cannot read the log of pod team/x: it is gone")
@@ -177,7 +179,49 @@ def test_where_ray_does_not_answer_the_containers_are_read(world):
 
 def test_the_containers_of_a_run_can_be_asked_for(world):
     job(world, ["step 1\n"])
-    assert world.run("logs", "trun/bot-9", "--part", "trainer").stdout == "ray runtime started\n"
+    assert world.run("logs", "trun/bot-9", "--containers").stdout == "ray runtime started\n"
+
+
+def engine(world, status="HEALTHY", message="", replicas=("a1",)):
+    """What Ray 2.60 says of a Serve application, and of what its replica printed (as recorded, cut to what is read)."""
+    pool(world)
+    found = {"status": status, "message": message, "replicas": [{"actor_id": actor} for actor in replicas]}
+    pages = world.cluster.pages
+    body = {"applications": {"llm": {"status": "RUNNING", "deployments": {"LLM": found}}}}
+    pages[ENGINE, DASHBOARD_PORT, "api/serve/applications/"] = lambda: json.dumps(body).encode()
+    said = b":job_id:02000000\n:actor_name:ServeReplica:llm:LLM\nINFO loading\n\x1b[36mINFO\x1b[39m ready\n"
+    for kind in ("file", "stream"):
+        page = f"api/v0/logs/{kind}?actor_id=a1&suffix=err&lines=50"
+        pages[ENGINE, DASHBOARD_PORT, page] = lambda: said
+
+
+@pytest.mark.parametrize("options", [(), ("--follow",)])
+def test_an_engine_says_what_its_replicas_say(world, options):
+    engine(world)
+    lines = world.run("logs", "ipool/support", *options).stdout.splitlines()
+    assert [line for line in lines if "head" in line] == [
+        "1a2b3c4d-head-x7f2q  INFO loading",
+        "1a2b3c4d-head-x7f2q  INFO ready",
+    ]
+    assert "gateway-abc  routes follow" in lines
+
+
+def test_an_engine_that_cannot_start_says_why(world):
+    engine(world, "DEPLOY_FAILED", "failed 3 times:\n\x1b[36mRuntimeError\x1b[39m: no such file", replicas=())
+    assert world.run("logs", "ipool/support", "--part", "engine").stdout.splitlines() == [
+        "LLM DEPLOY_FAILED:",
+        "failed 3 times:",
+        "RuntimeError: no such file",
+    ]
+
+
+def test_where_the_engines_ray_does_not_answer_its_container_is_read(world):
+    pool(world)
+    result = world.run("logs", "ipool/support", "--part", "engine")
+    assert result.stdout.splitlines() == ["one", "two", "three"]
+    assert f"Ray does not answer in {ENGINE}" in result.stderr
+    engine(world)
+    assert world.run("logs", "ipool/support", "--part", "engine", "--containers").stdout.startswith("one\n")
 
 
 def waiting(reason, message="", **last):

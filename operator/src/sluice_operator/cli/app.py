@@ -18,7 +18,7 @@ from sluice_operator.cli.lineage.gather import gather
 from sluice_operator.cli.lineage.judged import canary, evaluation, parity
 from sluice_operator.cli.lineage.made import base, dataset, manifest, run, signal
 from sluice_operator.cli.lineage.text import render as render_chain
-from sluice_operator.cli.logs import job_output, lines_of, pods_of
+from sluice_operator.cli.logs import pods_of, said
 from sluice_operator.cli.objects import pool_of, run_of, version_of
 from sluice_operator.cli.pods import Part, choose, list_pods, tags, wire_pods
 from sluice_operator.cli.rollout_app import rollout
@@ -112,13 +112,15 @@ def logs(
     tail: Annotated[int, typer.Option(min=0, max=100_000, help="Last lines of each pod.")] = 50,
     part: Annotated[Part | None, typer.Option(help="Only pods of this part.")] = None,
     pod: Annotated[str | None, typer.Option(help="Only this pod.")] = None,
+    raw: Annotated[bool, typer.Option("--containers", help="What containers print, nothing of Ray's.")] = False,
     which: Annotated[bool, typer.Option("--list", "-l", help="Only say which pods there are.")] = False,
     namespace: Namespace = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """What a run's job or a pool's pods say. Each line begins with its pod's name where there are several.
+    """What a run's job, a pool's engines and gateways, or a version's publisher say.
 
-    Of a TrainingRun it is the output of its job in Ray; --part trainer reads the containers instead.
+    Each line begins with its pod's name where there are several. Jobs and engines are processes of Ray, which is asked
+    for their output; --containers shows Ray's own start instead.
     """
     with terminal.explained():
         cluster = terminal.connect()
@@ -133,18 +135,15 @@ def logs(
         for waiting in (p for p in chosen if not p.started):
             terminal.note(f"{waiting.name} has not started: {waiting.state}{waiting.why and ': ' + waiting.why}")
         started = [p for p in chosen if p.started]
-        lines = None
-        if found.resource == TRAINING_RUN and part is None and pod is None:
-            run_found = run_of(cluster.get(TRAINING_RUN, where, found.name) or {})
-            lines = job_output(cluster, run_found, started, tail, follow)
-            if lines is None and started:
-                terminal.note("Ray's job API does not answer; these are the containers' own logs")
-        tag = tags(started) if lines is None and len(started) > 1 else {}
-        for line in lines if lines is not None else lines_of(cluster, where, started, tail, follow):
+        lines = said(cluster, found, started, tail, follow, raw, terminal.note)
+        tag = tags(started)
+        for line in lines:
             if output is Output.JSON:
                 terminal.say_json(line.wire())
+            elif len(tag) > 1:
+                terminal.say(Text.assemble((f"{tag[line.pod]}  ", "cyan"), line.text))
             else:
-                terminal.say(Text.assemble((f"{tag[line.pod]}  ", "cyan"), line.text) if tag else line.text)
+                terminal.say(line.text)
 
 
 @app.command()

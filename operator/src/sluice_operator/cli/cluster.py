@@ -57,6 +57,9 @@ class Cluster(Protocol):
     def ask(self, namespace: str, pod: str, port: int, path: str) -> bytes:
         """GET a page of a pod, through the API server's proxy. Raises CliError."""
 
+    def ask_lines(self, namespace: str, pod: str, port: int, path: str) -> Iterator[str]:
+        """The same of a page that goes on and on, line by line. Raises CliError."""
+
 
 class ApiCluster:
     """A cluster by KUBECONFIG, or the one this process runs in."""
@@ -189,6 +192,19 @@ class ApiCluster:
         except _NotThere:
             raise CliError(f"cannot {what}: it does not know /{path}, or the pod is gone") from None
         return data
+
+    def ask_lines(self, namespace: str, pod: str, port: int, path: str) -> Iterator[str]:
+        what = f"follow port {port} of pod {namespace}/{pod} through the API server"
+        try:
+            with self._explained(what):
+                path = f"{_pod(namespace, f'{pod}:{port}')}/proxy/{path}"
+                answer = self._open(path, [], (ASK_TIMEOUT[0], FOLLOW_SECONDS))
+                try:
+                    yield from _lines(answer.stream(decode_content=True))
+                finally:
+                    answer.close()
+        except _NotThere:
+            raise CliError(f"cannot {what}: the pod is gone") from None
 
     def _open(self, path: str, query: list[tuple[str, str]], timeout: tuple[float, float]) -> Any:
         """The raw answer to a GET, to be read by the caller: the client's own methods would hold all of it, and do not
