@@ -320,6 +320,10 @@ class TestRollout:
         assert world.status.candidate is None
         assert world.status.rollout_needs is not None
         assert (world.status.rollout_needs.accelerators, world.status.rollout_needs.accelerators_at_most) == (2, 3)
+        world.want("v1")
+        world.step()
+        assert world.status.rollout_needs is None
+        world.want("v2")
         world.request = None
         made = world.step()
         started = next(e.message for e in made.events if e.reason == "RolloutStarted")

@@ -68,7 +68,7 @@ class _Turning:
     def turn(self) -> Turn:
         self._note_readiness()
         self._drop_previous()
-        self._forget_refusal()
+        self._forget()
         self._time_pause()
         standing = self._stand()
         if self.observed.request in {RolloutRequest.ABORT, RolloutRequest.RETRY, RolloutRequest.APPROVE}:
@@ -106,10 +106,13 @@ class _Turning:
         if self.now - parse_timestamp(previous.since) >= window and previous.model_version != self.spec.model_version:
             self.status.previous = None
 
-    def _forget_refusal(self) -> None:
+    def _forget(self) -> None:
+        """What is no longer so."""
         refused = self.status.refused
         if refused is not None and refused.model_version != self.spec.model_version:
             self.status.refused = None
+        if self.status.candidate is None:
+            self.status.rollout_needs = None  # of a rollout that a pause held back; said anew if it still does
 
     def _time_pause(self) -> None:
         """How long a person has held the rollout: the deadline is for the analysis, not for people."""
@@ -244,9 +247,8 @@ class _Turning:
         if self.status.step is None and engine is not None and engine.failure is not None:
             return self._refuse(RolloutOutcome.ROLLED_BACK, "RolledBack", f"its engine did not start: {engine.failure}")
         self._analyse(candidate)
-        if any_harmful(self.status.verdicts) and self.observed.evidence is not None:
-            text = f"harmful at {self._share()} % of the traffic: {evidence_text(self.status.verdicts)}"
-            return self._refuse(RolloutOutcome.ROLLED_BACK, "RolledBack", text)
+        if (breach := self._breach()) is not None:
+            return self._refuse(RolloutOutcome.ROLLED_BACK, "RolledBack", breach)
         if request is RolloutRequest.PAUSE:
             return Standing(
                 Manner.WAITING, "Paused", f"held by the rollout annotation at {self._share()} % of the traffic"
@@ -267,6 +269,8 @@ class _Turning:
             return Standing(Manner.RECONCILING, "CandidateStarting", f"{text}: {told}" if told else text)
         self._enter_step(0, answered=0)
         self.status.analyzed_at = timestamp(self.now)
+        delay = timedelta(seconds=seconds(self.spec.rollout.initial_delay))
+        self.status.judged_from = timestamp(self.now + delay) if delay else None
         return self._under_way(candidate)
 
     def _analyse(self, candidate: ServedVersion) -> None:
@@ -284,6 +288,25 @@ class _Turning:
         elif mine.requests == 0 and self._share() > 0:
             self._event("NoAnalysisData", f"{candidate.model_version} was sent no requests in this rollout yet", True)
 
+    def _breach(self) -> str | None:
+        """Why the candidate must go, by fresh evidence or for want of any: more harmful looks, or more looks in a row
+        without counts while it has traffic, than the spec bears."""
+        evidence, rollout = self.observed.evidence, self.spec.rollout
+        if evidence is None:
+            return None
+        blind = evidence.answered == 0 and self._share() > 0
+        self.status.failed_looks = self.status.failed_looks + 1 if blind else 0
+        if any_harmful(self.status.verdicts):
+            self.status.harmful_looks += 1
+            text = f"harmful at {self._share()} % of the traffic: {evidence_text(self.status.verdicts)}"
+            if self.status.harmful_looks > rollout.failure_limit:
+                return text
+            borne = f"harmful look {self.status.harmful_looks}, rollout.failureLimit bears {rollout.failure_limit}"
+            self._event("HarmfulLook", f"{borne}: {text}", True)
+        if self.status.failed_looks > rollout.consecutive_error_limit:
+            return f"at {self.status.failed_looks} looks in a row no gateway had counts of it: nobody watches"
+        return None
+
     @staticmethod
     def _counts(evidence: Evidence, served: ServedVersion) -> VersionCounts:
         return evidence.counts.get(served.model_version, VersionCounts())
@@ -294,7 +317,8 @@ class _Turning:
         assert self.status.step is not None, "a rollout moves from step to step"
         answered = self._counts(self.observed.evidence, candidate).requests
         enough = answered - self.status.step_base_requests >= self.spec.rollout.min_requests
-        if not candidate.ready or not self._step_is_old() or not enough:
+        harmful = any_harmful(self.status.verdicts)  # borne by failureLimit, but no reason to go on
+        if not candidate.ready or not self._step_is_old() or not enough or harmful:
             return self._under_way(candidate)
         if self.status.step < len(self.spec.rollout.steps) - 1:
             self._enter_step(self.status.step + 1, answered)
@@ -387,7 +411,8 @@ class _Turning:
         self.status.rollout_started_at = self.status.analyzed_at = None
         self.status.rollout_needs = None
         self.status.paused_at, self.status.paused_seconds = None, 0
-        self.status.step_base_requests = 0
+        self.status.step_base_requests = self.status.harmful_looks = self.status.failed_looks = 0
+        self.status.judged_from = None
 
     def _record(self, served: ServedVersion, outcome: RolloutOutcome, why: str, verdicts: list[MetricVerdict]) -> None:
         record = RolloutRecord(
