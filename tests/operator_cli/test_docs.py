@@ -78,18 +78,20 @@ def put_together(node: ast.JoinedStr) -> set[str]:
     return set()
 
 
-def events_in_source() -> set[str]:
-    """What `Event(…)` and `_event(…)` are given, and how a rollout ends."""
+def events_in_source() -> dict[str, str]:
+    """What `Event(…)` and `_event(…)` are given, with its type; and how a rollout ends, which is told in one place."""
     named = constants()
-    found = {outcome.value for outcome in RolloutOutcome}
+    found = {outcome.value: "Warning" for outcome in RolloutOutcome}
     for tree in trees():
         for node in ast.walk(tree):
-            if is_call(node, "Event", "_event") and node.args:
-                first = node.args[0]
-                if isinstance(first, ast.Constant):
-                    found.add(first.value)
-                elif isinstance(first, ast.Name) and first.id in named:
-                    found.add(named[first.id])
+            if not isinstance(node, ast.Call) or not is_call(node, "Event", "_event") or not node.args:
+                continue
+            first = node.args[0]
+            reason = first.value if isinstance(first, ast.Constant) else named.get(ast.unparse(first))
+            if reason is not None:
+                given = [ast.unparse(value) for value in [*node.args[2:], *(k.value for k in node.keywords)]]
+                warns = any(text in {"True", "EventType.WARNING"} for text in given)
+                found[str(reason)] = "Warning" if warns else "Normal"
     return found
 
 
@@ -122,7 +124,8 @@ def test_each_reason_stands_in_the_tables_once_and_no_other():
 
 
 def test_each_event_is_listed_and_no_other():
-    assert sorted(listed("Events")) == sorted(events_in_source())
+    rows = [line.split(" | ") for line in section("Events").splitlines() if line.startswith("| `")]
+    assert {row[0].strip("| `"): row[2] for row in rows} == events_in_source()
 
 
 def test_each_metric_is_listed_with_its_type():

@@ -19,6 +19,7 @@ from sluice_operator.cli.state import headline
 
 LAST_SHARE = 0.04
 """Of a recording's time that is drawn after its last look, so that the weights it ended with can be seen."""
+UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 RECORDS = 6
 """Earlier rollouts drawn beside the present one."""
 
@@ -109,24 +110,16 @@ def _over_time(pool: Pool, looks: Sequence[Look]) -> Picture:
     mine = looks[first : last + 2]
     begin = parse_timestamp(mine[0].at)
     times = [(parse_timestamp(look.at) - begin).total_seconds() for look in mine]
-    unit, word = next(
-        (u, w) for u, w in ((3600, "hours"), (60, "minutes"), (1, "seconds")) if times[-1] >= 3 * u or u == 1
-    )
+    unit, word = next((u, w) for u, w in UNITS if times[-1] >= 3 * u or u == 1)
     xs = [t / unit for t in times]
     end = (xs[-1] or 1.0) * (1 + LAST_SHARE)
     shares = [float(look.weights.get(name or "", 0)) for look in mine]
     levels = _levels(xs, shares, end)
     axis = Axis(0, end, _round_ticks(end), f"{word} since {mine[0].at[:16].replace('T', ' ')} UTC")
     names = dict.fromkeys(v.name for look in mine for v in look.verdicts)
-    metrics = tuple(
-        _metric(
-            pool,
-            metric,
-            [(x, v) for x, look in zip(xs, mine, strict=True) for v in look.verdicts if v.name is metric],
-            True,
-        )
-        for metric in names
-    )
+    judged = list(zip(xs, mine, strict=True))
+    found = {name: [(x, v) for x, look in judged for v in look.verdicts if v.name is name] for name in names}
+    metrics = tuple(_metric(pool, name, marks, True) for name, marks in found.items())
     turned = "" if mine[-1].candidate is not None else f"; ended with {shares[-1]:.0f} % of the traffic"
     title = f"{pool.name}: rollout of {name}"
     return Picture(title, f"{len(mine)} looks recorded{turned}", levels, axis, metrics, axis)
@@ -144,31 +137,36 @@ def _over_steps(pool: Pool, now: datetime) -> Picture:
             f"nothing to plot: no rollout of {pool} has been judged yet; set spec.modelVersion to a new version to "
             "begin one, and record it with `sluice rollout watch -o json`"
         )
-    last = status.history[-1] if status.history else None
-    promoted = status.candidate is None and last is not None and last.outcome is RolloutOutcome.PROMOTED
-    at = len(steps) if promoted else -1 if status.candidate is None or status.step is None else status.step
-    levels = [Level(i, i + 1, percent, i <= at) for i, percent in enumerate([*steps, 100])]
-    names = [*(str(i + 1) for i in range(len(steps))), "stable"]
-    ticks = tuple((i + 0.5, name) for i, name in enumerate(names))
-    metrics = tuple(
-        _metric(
-            pool, metric, [(i + 0.5, v) for i, (_, vs) in enumerate(columns) for v in vs if v.name is metric], False
-        )
-        for metric in dict.fromkeys(v.name for _, vs in columns for v in vs)
-    )
-    who = status.candidate or status.stable
-    title = f"{pool.name}: {headline(pool).plain}, {pool.spec.model_version} wanted"
-    progress = (
-        f"step {step(pool)}" if status.candidate is not None else f"{who.model_version if who else 'nothing'} serves"
-    )
+    names = dict.fromkeys(v.name for _, verdicts in columns for v in verdicts)
+    found = {
+        name: [(i + 0.5, v) for i, (_, verdicts) in enumerate(columns) for v in verdicts if v.name is name]
+        for name in names
+    }
+    places = [*(str(i + 1) for i in range(len(steps))), "stable"]
     return Picture(
-        title,
-        f"{progress}; as of {now:%Y-%m-%d %H:%M} UTC",
-        tuple(levels),
-        Axis(0, len(steps) + 1, ticks, "step"),
-        metrics,
+        f"{pool.name}: {headline(pool).plain}, {pool.spec.model_version} wanted",
+        f"{_progress(pool)}; as of {now:%Y-%m-%d %H:%M} UTC",
+        tuple(Level(i, i + 1, percent, i < _reached(pool)) for i, percent in enumerate([*steps, 100])),
+        Axis(0, len(places), tuple((i + 0.5, name) for i, name in enumerate(places)), "step"),
+        tuple(_metric(pool, name, marks, False) for name, marks in found.items()),
         Axis(0, max(1, len(columns)), tuple((i + 0.5, name) for i, (name, _) in enumerate(columns)), ""),
     )
+
+
+def _reached(pool: Pool) -> int:
+    """How many of the steps, and being stable after them, the last rollout is known to have reached. How far one came
+    that was refused, the status does not say."""
+    status = pool.status
+    if status.candidate is not None:
+        return 0 if status.step is None else status.step + 1
+    promoted = bool(status.history) and status.history[-1].outcome is RolloutOutcome.PROMOTED
+    return len(pool.spec.rollout.steps) + 1 if promoted else 0
+
+
+def _progress(pool: Pool) -> str:
+    if pool.status.candidate is not None:
+        return f"step {step(pool)}"
+    return f"{pool.status.stable.model_version if pool.status.stable else 'nothing'} serves"
 
 
 def _metric(pool: Pool, name: MetricName, found: Iterable[tuple[float, MetricVerdict]], joined: bool) -> Metric:
