@@ -1,11 +1,13 @@
 """From a `hardware` block to the pods that GKE schedules."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ray._private.accelerators import tpu as ray_tpu
 from sluice_contracts.accelerators import GPUS, TPUS, Accelerator
-from sluice_contracts.hardware import ReplicaHardware, TrainingHardware, WorkerRange
+from sluice_contracts.hardware import ReplicaHardware, TrainingHardware, WorkerRange, one_of
 from sluice_operator.children.hardware import HardwareError, Machine, machine
 from sluice_operator.children.rayjob import ray_job
 
@@ -172,3 +174,11 @@ class TestCapacity:
 def test_what_came_past_the_definitions_rules_is_refused_again(fields: dict[str, Any], told: str) -> None:
     with pytest.raises(HardwareError, match=told):
         made(**fields)
+
+
+def test_the_documentation_lists_what_there_is() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "hardware.md").read_text()
+    told = {name: (field, values) for name, field, values in re.findall(r"\| `(.+)` \| `(.+)` \| (.+) \|", text)}
+    gpus = {accelerator.value: ("count", one_of(gpu.counts)) for accelerator, gpu in GPUS.items()}
+    tpus = {accelerator.value: ("topology", tpu.told) for accelerator, tpu in TPUS.items()}
+    assert told == gpus | tpus

@@ -156,6 +156,10 @@ def test_two_workers_learn_what_one_learns(make_job: MakeJob, tmp_path: Path) ->
             {"recipe": {"method": "sft", "steps": 2, "batchSize": 1}, "hardware": {"workers": {"min": 2, "max": 2}}},
             "recipe.batchSize is smaller than hardware.workers.max",
         ),
+        (
+            {"hardware": {"accelerator": "tpu-v6e-slice", "topology": "2x4"}},
+            "this trainer knows CPUs and GPUs, no TPUs",
+        ),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_named(make_job: MakeJob, changes: dict[str, object], named: str) -> None:

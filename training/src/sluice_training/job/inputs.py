@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
+from sluice_contracts.accelerators import TPUS
 from sluice_contracts.base import canonical_json, sha256
 from sluice_contracts.dataset import DatasetManifest, DatasetRow
 from sluice_contracts.job import JobConfig
@@ -80,6 +81,9 @@ def load_manifest(reference: ManifestReference, field: str) -> Manifest:
 def find_inputs(config: JobConfig) -> Inputs:
     """The dataset's manifest and the base. Raises InvalidInputError, StorageError."""
     recipe = config.spec.recipe
+    accelerator = config.spec.hardware.accelerator
+    if accelerator in TPUS:  # without this it would learn on the CPUs beside chips that are paid for
+        raise InvalidInputError(f"hardware.accelerator is {accelerator}: this trainer knows CPUs and GPUs, no TPUs yet")
     manifest = read_manifest(config.spec.dataset)
     if recipe.method is Method.SCRATCH:
         if config.spec.base is not None or config.base_manifest is not None:
