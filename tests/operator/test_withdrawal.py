@@ -6,6 +6,7 @@ import pytest
 from sluice_contracts.manifest import Manifest
 from sluice_contracts.model_version import ModelVersionSpec, ModelVersionStatus, ReleaseStatus
 from sluice_contracts.names import FINALIZER_IN_USE
+from sluice_operator.artifacts import Problem
 from sluice_operator.children.publish_job import channel_of
 from sluice_operator.engine.cache import Cache
 from sluice_operator.engine.difference import is_so
@@ -153,6 +154,11 @@ class TestInUse:
         assert off.object["metadata"]["finalizers"] == []
         assert not is_so(off.object, {"metadata": on.object["metadata"]}), "the executor sees that it must write"
         assert world.plan().apply == []
+
+    def test_also_a_version_that_cannot_be_verified_any_more_is_held(self, world: World) -> None:
+        for found in (Problem("ArtifactMissing", "m.gguf is gone"), Checking(0, 1, 0, 9)):
+            (on,) = world.plan(pools=CHAT, manifest=found).apply
+            assert on.object["metadata"]["finalizers"] == [FINALIZER_IN_USE]
 
     def test_deletion_waits_for_the_pools_and_says_so_once(self, world: World) -> None:
         world.plan()

@@ -4,6 +4,7 @@ Three facts in a row: Verified (its files are what its manifest says), Promoted 
 Published (devices can have it). Ready says that it may be used; publishing has a condition of its own.
 """
 
+from dataclasses import replace
 from datetime import datetime
 
 from sluice_contracts.manifest import Manifest
@@ -34,6 +35,19 @@ def plan(meta: Meta, spec: ModelVersionSpec, observed: Observed, settings: Setti
     conditions = ConditionSet(observed.status.conditions, meta.generation, now)
     if meta.deleting:
         return plan_deletion(meta, observed.status, status, conditions, observed.pools)
+    made = _decide(meta, spec, observed, status, conditions, settings, now)
+    return replace(made, apply=[*hold_or_release(meta, observed.pools), *made.apply])
+
+
+def _decide(
+    meta: Meta,
+    spec: ModelVersionSpec,
+    observed: Observed,
+    status: ModelVersionStatus,
+    conditions: ConditionSet,
+    settings: Settings,
+    now: datetime,
+) -> Plan:
     if isinstance(observed.manifest, Checking):
         return _verifying(observed.status, status, conditions, observed.manifest)
     if isinstance(observed.manifest, Problem) and not is_true(observed.status.conditions, ConditionType.VERIFIED):
@@ -52,20 +66,15 @@ def plan(meta: Meta, spec: ModelVersionSpec, observed: Observed, settings: Setti
         conditions.set(ConditionType.PROMOTED, True, "PromotedByPool", by + on)
     else:
         conditions.set(ConditionType.PROMOTED, False, "NotPromoted", "no InferencePool has promoted it yet")
-
-    publishing: Publishing | None = None
-    if spec.publish is not None and is_being_undone(spec.publish, observed):
-        publishing = undo(meta, observed, status, conditions, now)
-    if publishing is not None:
-        pass
-    elif spec.publish is None:
-        publishing = Publishing()
+    wanted = spec.publish
+    if wanted is None:
         conditions.ready("Verified", "its files are what its manifest says")
         conditions.set(ConditionType.PUBLISHED, False, "NotWanted", "spec.publish is not set")
-    else:
-        do = withdraw if spec.publish.yanked else publish
-        publishing = do(meta, spec, spec.publish, observed, status, conditions, settings, now)
-    publishing.apply = [*hold_or_release(meta, observed.pools), *publishing.apply]
+        return _finish(observed.status, status, conditions, Publishing())
+    publishing = undo(meta, observed, status, conditions, now) if is_being_undone(wanted, observed) else None
+    if publishing is None:
+        do = withdraw if wanted.yanked else publish
+        publishing = do(meta, spec, wanted, observed, status, conditions, settings, now)
     return _finish(observed.status, status, conditions, publishing)
 
 
