@@ -182,3 +182,28 @@ def test_the_documentation_lists_what_there_is() -> None:
     gpus = {accelerator.value: ("count", one_of(gpu.counts)) for accelerator, gpu in GPUS.items()}
     tpus = {accelerator.value: ("topology", tpu.told) for accelerator, tpu in TPUS.items()}
     assert told == gpus | tpus
+
+
+SHAPES: list[dict[str, Any]] = [
+    {"workers": {"max": 2}, "spot": True},
+    *({"accelerator": accelerator, "count": gpu.counts[0], "spot": True} for accelerator, gpu in GPUS.items()),
+    *({"accelerator": accelerator, "topology": tpu.topologies[0]} for accelerator, tpu in TPUS.items()),
+    {"accelerator": "nvidia-l4", "computeClass": "our-gpus"},
+    {"accelerator": "nvidia-l4", "flexStart": True},
+    {"accelerator": "nvidia-l4", "reservation": {"name": "r", "project": "our-project", "block": "b"}},
+]
+
+
+@pytest.mark.apiserver
+def test_every_pod_is_one_that_the_api_server_takes(make: Any, kubectl: Any) -> None:
+    pods = []
+    for number, shape in enumerate(SHAPES):
+        job = ray_job(make.meta("run"), make.run_spec(hardware=shape), "a" * 64, 1, make.settings())
+        (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        template = group["template"]
+        meta = template["metadata"] | {"name": f"pod-{number}", "namespace": "support"}
+        pods.append({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]})
+    listed = {"apiVersion": "v1", "kind": "List", "items": pods}
+    made = kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=listed)
+    assert made.returncode == 0, made.stderr
+    assert len(made.stdout.splitlines()) == len(SHAPES)
