@@ -8,9 +8,11 @@ from pydantic import Field, StringConstraints, model_validator
 from sluice_contracts.base import Contract, ShortText, Timestamp
 from sluice_contracts.kubernetes import ObjectName
 
-LATENCY_EDGES: tuple[float, ...] = tuple(round(0.001 * 1.25**i, 6) for i in range(52))
-"""Upper edges in seconds: 1 ms to about 88 s, each 25 % above the one before. A value above the last falls into the
-overflow bucket."""
+COARSE = 5
+"""Every so many latency edges make one bucket of /metrics: a verdict needs finer ones than a dashboard does."""
+LATENCY_EDGES: tuple[float, ...] = tuple(round(0.001 * 1.25 ** (i / 5), 9) for i in range(256))
+"""Upper edges in seconds: 1 ms to about 88 s, each 4.6 % above the one before, so that a growth of a few per cent can
+be seen. A value above the last falls into the overflow bucket."""
 TOKEN_EDGES: tuple[float, ...] = (
     1,
     2,
@@ -36,12 +38,18 @@ TOKEN_EDGES: tuple[float, ...] = (
     4096,
 )
 """Upper edges of output lengths in tokens."""
+REQUEST_BYTES_EDGES: tuple[int, ...] = (512, 2048, 8192, 32768)
+"""Upper edges of request lengths: about 100, 500, 2,000 and 8,000 tokens of English. Bytes, not tokens: they are known
+before the answer, of failed requests too, and do not change with a version's tokenizer or chat template."""
+
+CLIENT_CLOSED = "client_closed"
+"""The finish reason of an answer whose client did not wait for its end."""
 
 
 class Histogram(Contract):
     """Counts of values at or below each edge and above the one before; the last count is the overflow."""
 
-    counts: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=64)]
+    counts: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=512)]
     total: Annotated[float, Field(ge=0)] = 0
     """Sum of the values."""
 
@@ -69,17 +77,37 @@ class Histogram(Contract):
         )
 
 
-class VersionCounts(Contract):
+class Shape(Contract):
+    """How quick and how long the answers were."""
+
+    ttft: Histogram = Field(default_factory=lambda: Histogram.empty(LATENCY_EDGES))
+    latency: Histogram = Field(default_factory=lambda: Histogram.empty(LATENCY_EDGES))
+    inter_token: Histogram = Field(default_factory=lambda: Histogram.empty(LATENCY_EDGES))
+    output_tokens: Histogram = Field(default_factory=lambda: Histogram.empty(TOKEN_EDGES))
+
+    def merged(self, other: "Shape") -> "Shape":
+        """Both together."""
+        return Shape(
+            ttft=self.ttft.plus(other.ttft),
+            latency=self.latency.plus(other.latency),
+            inter_token=self.inter_token.plus(other.inter_token),
+            output_tokens=self.output_tokens.plus(other.output_tokens),
+        )
+
+
+class VersionCounts(Shape):
     """What happened to one version's requests in the window."""
 
     requests: Annotated[int, Field(ge=0)] = 0
     errors: Annotated[int, Field(ge=0)] = 0
     """Requests that the version failed: 5xx, a broken stream, a timeout. Clients' own errors and 429 do not count."""
-    ttft: Histogram = Field(default_factory=lambda: Histogram.empty(LATENCY_EDGES))
-    latency: Histogram = Field(default_factory=lambda: Histogram.empty(LATENCY_EDGES))
-    inter_token: Histogram = Field(default_factory=lambda: Histogram.empty(LATENCY_EDGES))
-    output_tokens: Histogram = Field(default_factory=lambda: Histogram.empty(TOKEN_EDGES))
-    finish_reasons: dict[Annotated[str, StringConstraints(max_length=32)], int] = {}
+    finish_reasons: Annotated[
+        dict[Annotated[str, StringConstraints(max_length=32)], Annotated[int, Field(ge=0)]], Field(max_length=64)
+    ] = {}
+    """The engine's words, and CLIENT_CLOSED where the client left before the end."""
+    by_length: Annotated[list[Shape], Field(max_length=16)] = []
+    """The same answers by the length of their requests: a bucket for each of REQUEST_BYTES_EDGES and one for longer
+    ones. Empty where they were not told apart: all count as one bucket then."""
 
     @model_validator(mode="after")
     def _errors_are_requests(self) -> Self:
@@ -87,19 +115,31 @@ class VersionCounts(Contract):
             raise ValueError("errors cannot outnumber requests")
         return self
 
+    def strata(self) -> "list[Shape]":
+        """The answers in buckets of like requests."""
+        return self.by_length or [self]
+
     def plus(self, other: "VersionCounts") -> "VersionCounts":
-        """Both counts together."""
+        """Both counts together. They stay apart by request length only if both are, or one has counted nothing."""
+        both = self.merged(other)
         reasons = dict(self.finish_reasons)
         for reason, n in other.finish_reasons.items():
             reasons[reason] = reasons.get(reason, 0) + n
+        if len(self.by_length) == len(other.by_length):
+            by_length = [a.merged(b) for a, b in zip(self.by_length, other.by_length, strict=True)]
+        elif self.requests == 0 or other.requests == 0:
+            by_length = self.by_length if other.requests == 0 else other.by_length
+        else:
+            by_length = []
         return VersionCounts(
             requests=self.requests + other.requests,
             errors=self.errors + other.errors,
-            ttft=self.ttft.plus(other.ttft),
-            latency=self.latency.plus(other.latency),
-            inter_token=self.inter_token.plus(other.inter_token),
-            output_tokens=self.output_tokens.plus(other.output_tokens),
+            ttft=both.ttft,
+            latency=both.latency,
+            inter_token=both.inter_token,
+            output_tokens=both.output_tokens,
             finish_reasons=reasons,
+            by_length=by_length,
         )
 
 

@@ -24,8 +24,8 @@ class Replicas(Contract):
     model_config = cel(
         (
             "self.min >= 1",
-            "replicas.min 0 (scale to zero) is not built yet: the gateway does not hold requests until an engine is up. "
-            "Leave min at 1 or more",
+            "replicas.min 0 (scale to zero) is not built yet: no request would wait until an engine is up; "
+            "leave min at 1 or more",
         ),
         ("self.min <= self.max", "replicas.min must not be above replicas.max"),
         ("self.min + self.warm <= self.max", "replicas.min and replicas.warm together must not be above replicas.max"),
@@ -54,6 +54,8 @@ class Engine(Contract):
 class ServingLimits(Contract):
     """What the gateway lets through."""
 
+    model_config = cel(("self.queueTimeout.matches('[1-9]')", "limits.queueTimeout must be above 0, such as 20s"))
+
     max_output_tokens: Annotated[int, Field(ge=1, le=131_072)] = 1024
     in_flight_per_replica: Annotated[int, Field(ge=1, le=4096)] = 3
     queue: Annotated[int, Field(ge=0, le=100_000)] = 64
@@ -69,6 +71,8 @@ class MetricName(StrEnum):
     LATENCY_P95 = "latencyP95"
     INTER_TOKEN_P95 = "interTokenP95"
     OUTPUT_LENGTH = "outputLength"
+    FINISH_REASONS = "finishReasons"
+    ABORT_RATE = "abortRate"
 
 
 class RolloutMetric(Contract):
@@ -76,8 +80,9 @@ class RolloutMetric(Contract):
 
     name: MetricName
     tolerance: Annotated[float, Field(gt=0, le=10)]
-    """errorRate: absolute difference of rates. Latencies: relative growth of the quantile. outputLength: largest
-    difference of the two distribution functions (Kolmogorov-Smirnov distance)."""
+    """errorRate, abortRate: absolute difference of rates. Latencies: relative growth of the quantile. outputLength:
+    largest difference of the two distribution functions (Kolmogorov-Smirnov distance). finishReasons: largest
+    difference of any reason's share. Latencies and lengths are compared among requests of like length."""
     dry_run: bool = False
     """Recorded and shown, never decides."""
 
@@ -102,11 +107,19 @@ class Rollout(Contract):
             "self.metrics.exists(m, !m.dryRun)",
             "rollout.metrics needs at least one metric without dryRun: nothing else could decide",
         ),
+        ("self.interval.matches('[1-9]')", "rollout.interval must be above 0, such as 1m"),
     )
 
     steps: Annotated[list[Annotated[int, Field(ge=1, le=99)]], Field(min_length=1, max_length=20)] = [5, 25, 50]
     """Shares of the traffic, rising."""
+    initial_delay: Duration = "0s"
+    """The candidate's first requests are not judged for so long after the first step began: its caches are cold."""
     interval: Duration = "1m"
+    """How often the evidence is looked at. Looking often raises no false alarms."""
+    failure_limit: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Looks with a harmful verdict that are borne; one more rolls back."""
+    consecutive_error_limit: Annotated[int, Field(ge=0, le=1000)] = 4
+    """Looks in a row at which no gateway had counts that are borne; one more rolls back, as nobody watches."""
     step_duration: Duration = "10m"
     """The least time on one step; a step also needs a verdict that no metric is harmful."""
     min_requests: Annotated[int, Field(ge=1, le=10_000_000)] = 50
@@ -329,7 +342,13 @@ class InferencePoolStatus(Contract):
     paused_seconds: Annotated[int, Field(ge=0)] = 0
     """How long it was held before: that time does not count towards `deadline`."""
     refused: RefusedVersion | None = None
+    judged_from: Timestamp | None = None
+    """The end of `initialDelay`: what was counted before is not judged. Absent without a delay."""
     analyzed_at: Timestamp | None = None
+    harmful_looks: Annotated[int, Field(ge=0)] = 0
+    """Looks with a harmful verdict in this rollout."""
+    failed_looks: Annotated[int, Field(ge=0)] = 0
+    """Looks in a row at which no gateway had counts."""
     verdicts: Annotated[list[MetricVerdict], Field(max_length=16, json_schema_extra={"x-list-map-keys": ["name"]})] = []
     history: Annotated[list[RolloutRecord], Field(max_length=10)] = []
     url: ShortText | None = None

@@ -67,17 +67,45 @@ def window_of(candidate: ServedVersion, started_at: str | None) -> str:
     return f"{candidate.model_version[:80]}-{candidate.manifest_digest[7:15]}-{digits}"
 
 
+def warming(status: InferencePoolStatus, now: datetime) -> bool:
+    """Whether the candidate's requests are not judged yet. A clock set back beyond the step's beginning ends it."""
+    if status.judged_from is None or status.step_started_at is None:
+        return False
+    return parse_timestamp(status.step_started_at) <= now < parse_timestamp(status.judged_from)
+
+
+def current_window(candidate: ServedVersion, status: InferencePoolStatus, now: datetime) -> str:
+    """The window to count in: after the initial delay another one, so that the gateways count anew."""
+    judged = status.judged_from is not None and not warming(status, now)
+    return window_of(candidate, status.judged_from if judged else status.rollout_started_at)
+
+
 def analysis_due(
     spec: InferencePoolSpec, status: InferencePoolStatus, request: RolloutRequest | None, now: datetime
 ) -> bool:
     """Whether the evidence should be looked at: every interval while a candidate has traffic, or when a person asks."""
-    if status.candidate is None or status.step is None:
+    if status.candidate is None or status.step is None or warming(status, now):
         return False
     if request is RolloutRequest.APPROVE or status.analyzed_at is None:
         return True
-    since = now - parse_timestamp(status.analyzed_at)
+    since = now - _looked_at(status.analyzed_at, status)
     # Below zero the clock was set back: a canary must not be blind until it has caught up.
     return not timedelta(0) <= since < timedelta(seconds=seconds(spec.rollout.interval))
+
+
+def next_analysis(spec: InferencePoolSpec, status: InferencePoolStatus, now: datetime) -> datetime | None:
+    """When the evidence is due, or the initial delay ends. None if nothing was looked at yet."""
+    if status.analyzed_at is None:
+        return None
+    if status.judged_from is not None and warming(status, now):
+        return parse_timestamp(status.judged_from)
+    return _looked_at(status.analyzed_at, status) + timedelta(seconds=seconds(spec.rollout.interval))
+
+
+def _looked_at(analyzed_at: str, status: InferencePoolStatus) -> datetime:
+    """The last look. The end of the initial delay is like one: the gateways need to hear of the new window first."""
+    last = parse_timestamp(analyzed_at)
+    return last if status.judged_from is None else max(last, parse_timestamp(status.judged_from))
 
 
 async def observe(
@@ -95,7 +123,7 @@ async def observe(
     request = RolloutRequest(text) if text in set(RolloutRequest) else None
     evidence = None
     if status.candidate is not None and analysis_due(spec, status, request, now):
-        evidence = await gather(meta, window_of(status.candidate, status.rollout_started_at), kube, http)
+        evidence = await gather(meta, current_window(status.candidate, status, now), kube, http)
     routes = read_routes(cache.get(CONFIG_MAP, meta.namespace, routes_name(meta.name)))
     services = cache.children(INFERENCE_POOL, meta.namespace, meta.name, RAY_SERVICE)
     engines = [read_ray_service(obj) for obj in services]

@@ -13,7 +13,7 @@ from sluice_operator.children.rayservice import engine_url, ray_service
 from sluice_operator.children.routes import routes_config_map, routing_table
 from sluice_operator.conditions import ConditionSet
 from sluice_operator.inference_pool.capacity import engines, room
-from sluice_operator.inference_pool.observe import Observed, window_of
+from sluice_operator.inference_pool.observe import Observed, current_window, next_analysis
 from sluice_operator.inference_pool.rollout import Turn, turn
 from sluice_operator.inference_pool.route import plan_route
 from sluice_operator.inference_pool.standing import Manner, Standing, candidate_weight, paused
@@ -35,7 +35,7 @@ def plan(meta: Meta, spec: InferencePoolSpec, observed: Observed, settings: Sett
     status.replicas = sum(engines(spec, observed.engines.get(s.ray_service)) for s in _served(status) if s.ready)
 
     route = plan_route(meta, spec, observed.route)
-    apply = [Apply(CONFIG_MAP, _routes(meta, spec, observed, status))]
+    apply = [Apply(CONFIG_MAP, _routes(meta, spec, observed, status, now))]
     apply += [Apply(resource, obj) for resource, obj in gateway_objects(meta, spec, settings)]
     standing = decided.standing
     try:
@@ -62,7 +62,9 @@ def _served(status: InferencePoolStatus) -> list[ServedVersion]:
     return [s for s in (status.stable, status.candidate, status.previous) if s is not None]
 
 
-def _routes(meta: Meta, spec: InferencePoolSpec, observed: Observed, status: InferencePoolStatus) -> dict[str, object]:
+def _routes(
+    meta: Meta, spec: InferencePoolSpec, observed: Observed, status: InferencePoolStatus, now: datetime
+) -> dict[str, object]:
     """The routing table that follows from the status. The window's name outlives its rollout, so that the counts can
     still be looked at; the next rollout begins a new one."""
     share = candidate_weight(spec, status)
@@ -72,7 +74,7 @@ def _routes(meta: Meta, spec: InferencePoolSpec, observed: Observed, status: Inf
         backends.append(_backend(meta, spec, observed, status.stable, 100 - share))
     if status.candidate is not None and status.step is not None:
         backends.append(_backend(meta, spec, observed, status.candidate, share))
-        window = window_of(status.candidate, status.rollout_started_at)
+        window = current_window(status.candidate, status, now)
     return routes_config_map(meta, routing_table(meta, spec, backends, window))
 
 
@@ -167,8 +169,8 @@ def _degraded(status: InferencePoolStatus, standing: Standing) -> tuple[bool, st
 def _next_look(spec: InferencePoolSpec, decided: Turn, now: datetime, waits: list[float]) -> float | None:
     """When to look again: at the next analysis, at the end of a drain or a rollback window, or at a deadline."""
     status = decided.status
-    if status.candidate is not None and status.step is not None and status.analyzed_at is not None:
-        due = parse_timestamp(status.analyzed_at) + timedelta(seconds=seconds(spec.rollout.interval))
+    due = next_analysis(spec, status, now)
+    if status.candidate is not None and status.step is not None and due is not None:
         waits.append((due - now).total_seconds())
     elif status.candidate is not None:
         waits.append(UNREADY_SECONDS)

@@ -5,14 +5,25 @@ dashboard and a verdict cannot disagree.
 """
 
 import secrets
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sluice_contracts.analysis import LATENCY_EDGES, TOKEN_EDGES, AnalysisSnapshot, Histogram, VersionCounts
+from sluice_contracts.analysis import (
+    COARSE,
+    LATENCY_EDGES,
+    REQUEST_BYTES_EDGES,
+    TOKEN_EDGES,
+    AnalysisSnapshot,
+    Histogram,
+    Shape,
+    VersionCounts,
+)
 from sluice_contracts.base import timestamp
 from sluice_contracts.routing import RoutingTable
 
@@ -72,14 +83,14 @@ class Observations:
         if table.window != self.window or not self.versions:
             self.window, self.since, self.versions = table.window, datetime.now(UTC), {}
         for backend in table.backends:
-            self.versions.setdefault(backend.model_version, VersionCounts())
+            self.versions.setdefault(backend.model_version, _nothing())
             self.totals.setdefault(backend.model_version, Totals())
         routed = {b.model_version for b in table.backends}
         for name in [n for n in self.totals if n not in routed][: max(0, len(self.totals) - MAX_VERSIONS)]:
             del self.totals[name]
 
-    def record(self, version: str, window: str, outcome: Outcome) -> None:
-        """Count one request. One that began in an earlier window counts for /metrics only."""
+    def record(self, version: str, window: str, outcome: Outcome, request_bytes: int) -> None:
+        """Count one request of so many bytes. One that began in an earlier window counts for /metrics only."""
         total = self.totals.setdefault(version, Totals())
         _count(total.counts, outcome)
         total.outcomes[outcome.label] += 1
@@ -87,6 +98,7 @@ class Observations:
         total.output_tokens += outcome.output_tokens or 0
         if window == self.window and version in self.versions:
             _count(self.versions[version], outcome)
+            _shape(self.versions[version].by_length[bisect_left(REQUEST_BYTES_EDGES, request_bytes)], outcome)
 
     def snapshot(self) -> AnalysisSnapshot:
         """The answer of GET /analysis."""
@@ -95,20 +107,28 @@ class Observations:
         )
 
 
+def _nothing() -> VersionCounts:
+    return VersionCounts(by_length=[Shape() for _ in range(len(REQUEST_BYTES_EDGES) + 1)])
+
+
 def _count(counts: VersionCounts, outcome: Outcome) -> None:
     counts.requests += 1
     counts.errors += outcome.failed
     if outcome.finish_reason:
         counts.finish_reasons[outcome.finish_reason] = counts.finish_reasons.get(outcome.finish_reason, 0) + 1
+    _shape(counts, outcome)
+
+
+def _shape(shape: Shape, outcome: Outcome) -> None:
     if outcome.ttft is not None:
-        counts.ttft.observe(LATENCY_EDGES, outcome.ttft)
+        shape.ttft.observe(LATENCY_EDGES, outcome.ttft)
     if outcome.failed or outcome.latency is None:
         return
-    counts.latency.observe(LATENCY_EDGES, outcome.latency)
+    shape.latency.observe(LATENCY_EDGES, outcome.latency)
     if outcome.inter_token is not None:
-        counts.inter_token.observe(LATENCY_EDGES, outcome.inter_token)
+        shape.inter_token.observe(LATENCY_EDGES, outcome.inter_token)
     if outcome.output_tokens is not None:
-        counts.output_tokens.observe(TOKEN_EDGES, outcome.output_tokens)
+        shape.output_tokens.observe(TOKEN_EDGES, outcome.output_tokens)
 
 
 @dataclass
@@ -144,16 +164,22 @@ class MetricsCollector(Collector):
             for reason, n in total.counts.finish_reasons.items():
                 finish.add_metric([version, reason], n)
         yield from (requests, tokens, finish)
-        for name, text, attribute, edges in (
-            ("sluice_ttft_seconds", "Time to the first token, streamed answers.", "ttft", LATENCY_EDGES),
-            ("sluice_latency_seconds", "Time to the last byte.", "latency", LATENCY_EDGES),
-            ("sluice_inter_token_seconds", "Mean time between tokens of an answer.", "inter_token", LATENCY_EDGES),
-            ("sluice_output_tokens", "Tokens of an answer.", "output_tokens", TOKEN_EDGES),
+        for name, text, attribute, edges, every in (
+            ("sluice_ttft_seconds", "Time to the first token, streamed answers.", "ttft", LATENCY_EDGES, COARSE),
+            ("sluice_latency_seconds", "Time to the last byte.", "latency", LATENCY_EDGES, COARSE),
+            (
+                "sluice_inter_token_seconds",
+                "Mean time between an answer's tokens.",
+                "inter_token",
+                LATENCY_EDGES,
+                COARSE,
+            ),
+            ("sluice_output_tokens", "Tokens of an answer.", "output_tokens", TOKEN_EDGES, 1),
         ):
             family = HistogramMetricFamily(name, text, labels=["version"])
             for version, total in seen.totals.items():
                 histogram: Histogram = getattr(total.counts, attribute)
-                family.add_metric([version], _buckets(histogram, edges), histogram.total)
+                family.add_metric([version], _buckets(histogram, edges, every), histogram.total)
             yield family
         rejected = CounterMetricFamily("sluice_rejected", "Requests turned away by the gateway.", labels=["reason"])
         for reason, n in seen.rejected.items():
@@ -182,10 +208,8 @@ class MetricsCollector(Collector):
         )
 
 
-def _buckets(histogram: Histogram, edges: tuple[float, ...]) -> list[tuple[str, float]]:
-    """Cumulative counts, as Prometheus has them."""
-    buckets, running = [], 0
-    for edge, n in zip([*edges, float("inf")], histogram.counts, strict=True):
-        running += n
-        buckets.append(("+Inf" if edge == float("inf") else repr(float(edge)), float(running)))
-    return buckets
+def _buckets(histogram: Histogram, edges: tuple[float, ...], every: int) -> list[tuple[str, float]]:
+    """Cumulative counts at every so many edges, as Prometheus has them."""
+    below = list(accumulate(histogram.counts))
+    buckets = [(repr(float(edge)), float(n)) for edge, n in zip(edges[::every], below[::every], strict=False)]
+    return [*buckets, ("+Inf", float(below[-1]))]

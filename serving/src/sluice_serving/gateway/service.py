@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from sluice_contracts.analysis import CLIENT_CLOSED
 from sluice_contracts.routing import Backend, RoutingTable
 from starlette.types import Receive, Scope, Send
 
@@ -44,6 +45,7 @@ class Exchange:
     user: str | None = None
     person: str | None = None
     backend: Backend | None = None
+    request_bytes: int = 0
     route: str = "none"
     outcome: Outcome | None = None
     started: bool = False
@@ -126,6 +128,7 @@ class Gateway:
             exchange.tenant = self.authenticate(scope)
             table = self._table()
             body = await read_body(scope, receive, table.limits.max_request_bytes)
+            exchange.request_bytes = len(body)
             completion = read_completion(kind, body, table.model, table.limits)
             self._identify(exchange, completion, scope, table)
         except ApiError as error:
@@ -151,7 +154,7 @@ class Gateway:
     async def _give_up(self, exchange: Exchange, send: Send, *, left: bool) -> None:
         """The client left, or the request took longer than any may."""
         if left:
-            exchange.outcome = Outcome(failed=False, label="client_closed", finish_reason="client_closed")
+            exchange.outcome = Outcome(failed=False, label="client_closed", finish_reason=CLIENT_CLOSED)
             return
         ttft = exchange.outcome.ttft if exchange.outcome else None
         exchange.outcome = Outcome(failed=exchange.backend is not None, ttft=ttft, label="timeout")
@@ -215,7 +218,8 @@ class Gateway:
                 if not error.retriable or exchange.started:
                     raise
                 # Another version answers instead, but this one is charged with the failure.
-                self.observations.record(backend.model_version, table.window, _failed(exchange, "unavailable"))
+                outcome = _failed(exchange, "unavailable")
+                self.observations.record(backend.model_version, table.window, outcome, exchange.request_bytes)
                 tried.add(backend.model_version)
                 failure = error
             finally:
@@ -352,7 +356,7 @@ class Gateway:
         outcome = exchange.outcome or Outcome(failed=True, label="internal_error")
         backend = exchange.backend
         if backend is not None and outcome.label not in {"client_error", "rejected"}:
-            self.observations.record(backend.model_version, table.window, outcome)
+            self.observations.record(backend.model_version, table.window, outcome, exchange.request_bytes)
         self.interactions.add(
             Interaction(
                 id=exchange.id,
