@@ -3,12 +3,15 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from sluice_devcluster.programs import built_programs
+from sluice_operator.kube.resources import CHILDREN
+from sluice_operator.prices import Prices, parse_prices
 
 REPOSITORY = Path(__file__).parents[2]
 CHART = REPOSITORY / "charts" / "sluice"
@@ -73,6 +76,21 @@ def test_a_whole_reference_wins_over_registry_and_tag() -> None:
     assert environment(rendered(*PRODUCTION, "--set", f"images.gateway={digest}"))["SLUICE_IMAGE_GATEWAY"] == digest
 
 
+def test_prices_reach_the_operator_and_a_change_starts_it_anew() -> None:
+    def operator(*prices: str) -> tuple[str, dict[str, Any]]:
+        documents = rendered(*PRODUCTION, *prices)
+        pod = the(documents, "Deployment")["spec"]["template"]
+        (entry,) = [e for e in pod["spec"]["containers"][0]["env"] if e["name"] == "SLUICE_PRICES"]
+        source = entry["valueFrom"]["configMapKeyRef"]
+        return the(documents, "ConfigMap", source["name"])["data"][source["key"]], pod["metadata"]["annotations"]
+
+    empty, before = operator()
+    assert parse_prices(empty) == Prices()
+    table, after = operator("--set", "prices.currency=EUR,prices.onDemand.cpu=0.035,prices.spot.nvidia-l4=0.26")
+    assert parse_prices(table) == Prices("EUR", {"cpu": Decimal("0.035")}, {"nvidia-l4": Decimal("0.26")})
+    assert before != after
+
+
 def test_the_operators_pod_meets_the_restricted_standard() -> None:
     pod = the(rendered(*PRODUCTION), "Deployment")["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -84,6 +102,14 @@ def test_the_operators_pod_meets_the_restricted_standard() -> None:
             "capabilities": {"drop": ["ALL"]},
         }
         assert container["resources"]["limits"]["memory"]
+
+
+def test_the_operators_role_covers_every_kind_it_watches_and_writes() -> None:
+    """Also those that a cluster need not have: a watch that is forbidden is tried again for ever."""
+    rules = the(rendered(*PRODUCTION), "ClusterRole", "sluice-operator-sluice-system")["rules"]
+    for kind in CHILDREN:
+        verbs = [set(r["verbs"]) for r in rules if kind.group in r["apiGroups"] and kind.plural in r["resources"]]
+        assert set().union(*verbs) >= {"get", "list", "watch", "create", "patch", "delete"}, str(kind)
 
 
 def test_watched_namespaces_narrow_the_binding() -> None:
@@ -119,6 +145,9 @@ def test_the_repository_is_signed_anew_where_asked() -> None:
         ((*PRODUCTION, "--set", "storage.url=gs://bucket"), "additional properties 'url' not allowed"),
         ((*PRODUCTION, "--set", "operator.replicas=-1"), "/operator/replicas"),
         ((*PRODUCTION, "--set", "images.pullPolicy=Sometimes"), "/images/pullPolicy"),
+        ((*PRODUCTION, "--set", "prices.onDemand.gpu=1"), "invalid propertyName 'gpu'"),
+        ((*PRODUCTION, "--set", "prices.spot.cpu=-1"), "/prices/spot/cpu"),
+        ((*PRODUCTION, "--set-string", "prices.spot.cpu=cheap"), "/prices/spot/cpu"),
     ],
 )
 def test_wrong_values_are_refused_by_name(arguments: tuple[str, ...], message: str) -> None:
@@ -148,6 +177,7 @@ def test_the_api_server_accepts_all_of_it_and_grants_no_more_than_needed(install
 
     assert may("patch", "trainingruns.sluice.dev", "--subresource=status", "-n", "support")
     assert may("create", "deployments.apps", "-n", "support")
+    assert may("delete", "poddisruptionbudgets.policy", "-n", "support")
     assert may("update", "leases.coordination.k8s.io/sluice-operator", "-n", "sluice-system")
     for verb, resource in [
         ("get", "secrets"),

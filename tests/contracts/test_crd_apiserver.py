@@ -104,7 +104,9 @@ def test_status_is_its_own_subresource_and_pruned(kubectl: Any) -> None:
     kubectl.applied(run | {"status": {"attempts": 3}})
     read = yaml.safe_load(kubectl("get", "trun", "status", "-n", "support", "-o", "yaml").stdout)
     assert "status" not in read
-    patch = '{"status": {"attempts": 3, "loss": 1.0, "progress": {"stage": "training", "step": 7, "totalSteps": 9}}}'
+    progress = '{"stage": "training", "step": 7, "totalSteps": 9, "loss": 1.25}'
+    cost = '{"total": "12.30", "currency": "EUR", "perWorkerHour": "2.8", "asOf": "2026-11-21T12:00:00Z"}'
+    patch = f'{{"status": {{"attempts": 3, "loss": 1.0, "progress": {progress}, "eta": "4m30s", "cost": {cost}}}}}'
     written = kubectl(
         *("patch", "trun", "status", "-n", "support", "--subresource", "status", "--type", "merge", "-p", patch)
     )
@@ -113,7 +115,7 @@ def test_status_is_its_own_subresource_and_pruned(kubectl: Any) -> None:
     assert read["status"]["attempts"] == 3
     assert "loss" not in read["status"]
     row = kubectl("get", "trun", "status", "-n", "support").stdout.splitlines()[1]
-    assert row.split()[:5] == ["status", "support-bot", "training", "7", "9"]
+    assert row.split()[:8] == ["status", "support-bot", "training", "7", "9", "1.25", "4m30s", "12.30"]
 
 
 def test_a_pool_shows_its_versions_and_the_candidates_share(kubectl: Any) -> None:

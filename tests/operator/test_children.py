@@ -117,6 +117,7 @@ class TestSettings:
             ({"SLUICE_STORAGE_URI": "s3://b"}, "SLUICE_STORAGE_URI is 's3://b'"),
             ({"SLUICE_HTTP_PORT": "99999"}, "SLUICE_HTTP_PORT is '99999'"),
             ({"SLUICE_CONCURRENCY": "many"}, "SLUICE_CONCURRENCY is 'many'"),
+            ({"SLUICE_PRICES": '{"spot": {"cpu": "x"}}'}, "SLUICE_PRICES spot.cpu is 'x'"),
         ],
     )
     def test_a_wrong_variable_is_named(self, changes: dict[str, str], named: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def recorded(scenario: str, kind: str) -> Iterator[dict[str, Any]]:
     """The states of the scenario's objects of one kind, in their order."""
     for line in (RECORDINGS / f"{scenario}.jsonl").read_text().splitlines():
         entry = json.loads(line)
-        if entry["object"]["kind"] == kind:
+        if entry["object"]["kind"] == kind and entry.get("type") != "DELETED":
             yield entry["object"]
 
 
@@ -115,6 +116,64 @@ def test_nothing_else_counts_as_a_preemption(make: Any, scenario: str) -> None:
     last = replay(make, scenario, Problem("StorageUnavailable", "later", lasting=False))[-1][1]
     assert last.status is not None
     assert last.status["preemptions"] == 0
+
+
+@pytest.mark.parametrize("scenario", sorted(p.stem for p in RECORDINGS.glob("rayjob_*.jsonl")))
+def test_the_meter_and_the_budget_follow_the_cluster(make: Any, scenario: str) -> None:
+    """Pods are paid for and kept from eviction while they run, and no longer."""
+    steps = replay(make, scenario, Problem("StorageUnavailable", "later", lasting=False))
+    for state, made in steps:
+        assert made.status is not None
+        applied = {a.resource.kind for a in made.apply}
+        if "finishedAt" in made.status or "RayJob" in applied:
+            break  # the run has ended, or another attempt has begun
+        at_work = state.phase in {JobPhase.STARTING, JobPhase.RUNNING}
+        usage = made.status["usage"]
+        assert (usage["running"], "PodDisruptionBudget" in applied) == (at_work, at_work)
+        assert usage["workers"] == (state.workers if at_work else 0)
+    if "validation" not in scenario:
+        assert max(state.workers for state, _ in steps) == 1, "each was recorded with one worker, or a head alone"
+
+
+def test_a_job_deleted_while_it_runs_is_followed_by_another_attempt(make: Any) -> None:
+    state, made = replay(make, "rayjob_deleted_while_running")[-1]
+    assert state.deleting
+    assert [a.object["metadata"]["name"] for a in made.apply if a.resource.kind == "RayJob"] == ["run-2"]
+    assert made.status is not None
+    assert (made.status["failures"], made.status["preemptions"]) == (1, 0)
+    assert "was deleted" in made.status["message"]
+
+
+def test_a_lost_head_is_not_paid_for_until_there_is_another(make: Any) -> None:
+    workers = [state.workers for state, _ in replay(make, "rayjob_head_pod_killed", Problem("Away", "", lasting=False))]
+    assert [w for i, w in enumerate(workers) if i == 0 or w != workers[i - 1]] == [0, 1, 0, 1]
+
+
+def test_a_resumed_job_has_another_id_and_a_restarted_one_the_same() -> None:
+    def ids(scenario: str) -> list[str]:
+        found: list[str] = []
+        for state in job_states(scenario):
+            if state.job_id is not None and state.job_id not in found:
+                found.append(state.job_id)
+        return found
+
+    assert len(ids("rayjob_head_pod_killed")) == 1
+    assert len(ids("rayjob_suspended_then_resumed")) == 2
+
+
+def test_a_missed_suspension_is_no_preemption(make: Any) -> None:
+    """The operator saw the job before it was suspended and after it was resumed, and nothing in between."""
+    seen = [s for s in job_states("rayjob_suspended_while_running") if s.phase is JobPhase.RUNNING][:1]
+    seen += [s for s in job_states("rayjob_head_pod_killed") if s.phase is JobPhase.RUNNING][:1]
+    status = TrainingRunStatus(attempts=1, ray_job="run", lineage=LINEAGE, observed_generation=1)
+    for state in seen:
+        observed = Observed(
+            status=status, inputs=Inputs(LINEAGE, "c0ffee"), ray_jobs=(replace(state, name="run", attempt=1),)
+        )
+        made = plan(make.meta("run"), make.run_spec(), observed, make.settings(), make.now)
+        status = TrainingRunStatus.model_validate(made.status)
+    assert (seen[0].started_at or "") < (seen[1].started_at or "")
+    assert status.preemptions == 0
 
 
 def test_a_stopped_job_ends_the_run(make: Any) -> None:

@@ -16,6 +16,7 @@ from sluice_operator.training_run.ray_job_state import JobPhase, RayJobState
 
 LINEAGE = "a" * 64
 INPUTS = Inputs(LINEAGE, "c0ffee")
+BUDGET = "PodDisruptionBudget/run-pods"
 
 
 def job(attempt: int = 1, phase: JobPhase = JobPhase.RUNNING, **fields: Any) -> RayJobState:
@@ -50,7 +51,7 @@ def kinds(made: Plan) -> list[str]:
 class TestStarting:
     def test_the_config_map_comes_before_the_job_that_mounts_it(self, make: Any) -> None:
         made = decide(make, Observed(status=TrainingRunStatus(), inputs=INPUTS))
-        assert kinds(made) == ["ConfigMap/run-job", "RayJob/run"]
+        assert kinds(made) == ["ConfigMap/run-job", "RayJob/run", BUDGET]
         assert reason(made) == ("False", "Starting")
         assert after(made).attempts == 1
         config = JobConfig.model_validate_json(made.apply[0].object["data"]["run.json"])
@@ -75,6 +76,7 @@ class TestStarting:
         (group,) = made.apply[1].object["spec"]["rayClusterSpec"]["workerGroupSpecs"]
         pod = group["template"]["spec"]
         assert (group["minReplicas"], group["maxReplicas"], group["rayStartParams"]["num-gpus"]) == (1, 3, "2")
+        assert group["rayStartParams"]["num-cpus"] == "2", "a process for each GPU asks for the pod's CPU"
         assert pod["nodeSelector"] == {
             "cloud.google.com/gke-accelerator": "nvidia-l4",
             "cloud.google.com/gke-spot": "true",
@@ -118,7 +120,7 @@ class TestStarting:
 class TestRunning:
     def test_a_running_job_is_never_applied_again(self, make: Any) -> None:
         made = decide(make, Observed(status=status(), inputs=INPUTS, ray_jobs=(job(),)))
-        assert kinds(made) == ["ConfigMap/run-job"]
+        assert kinds(made) == ["ConfigMap/run-job", BUDGET]
         assert reason(made) == ("False", "Running")
         assert made.requeue_after is not None
 
@@ -179,7 +181,7 @@ class TestFailing:
         assert kinds(early) == ["ConfigMap/run-job"]
         assert reason(early) == ("False", "BackOff")
         assert early.requeue_after == pytest.approx(6)
-        assert kinds(decide(make, observed, seconds=10)) == ["ConfigMap/run-job", "RayJob/run-2"]
+        assert kinds(decide(make, observed, seconds=10)) == ["ConfigMap/run-job", "RayJob/run-2", BUDGET]
 
     def test_failures_are_counted_from_attempts_whatever_was_missed(self, make: Any) -> None:
         """The operator was away while attempt 1 failed; it had made attempt 2 before its status said so."""
@@ -202,12 +204,12 @@ class TestFailing:
             generation=2,
             limits={"maxFailures": 5},
         )
-        assert kinds(raised) == ["ConfigMap/run-job", "RayJob/run-4"]
+        assert kinds(raised) == ["ConfigMap/run-job", "RayJob/run-4", BUDGET]
         assert after(raised).finished_at is None
 
     def test_a_job_that_vanished_is_a_failure(self, make: Any) -> None:
         made = decide(make, Observed(status=status(), inputs=INPUTS))
-        assert kinds(made) == ["ConfigMap/run-job", "RayJob/run-2"]
+        assert kinds(made) == ["ConfigMap/run-job", "RayJob/run-2", BUDGET]
         assert after(made).failures == 1
 
     def test_a_success_without_an_outcome_is_a_failure(self, make: Any) -> None:
@@ -218,7 +220,7 @@ class TestFailing:
             ray_jobs=(job(phase=JobPhase.SUCCEEDED, ended_at=make.at(0)),),
             outcome=missing,
         )
-        assert kinds(decide(make, observed, seconds=60)) == ["ConfigMap/run-job", "RayJob/run-2"]
+        assert kinds(decide(make, observed, seconds=60)) == ["ConfigMap/run-job", "RayJob/run-2", BUDGET]
 
     def test_storage_that_is_away_for_a_moment_is_none(self, make: Any) -> None:
         away = Problem("StorageUnavailable", "timeout", lasting=False)

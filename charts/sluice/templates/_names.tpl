@@ -47,3 +47,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- printf "%s/sluice-%s:%s" $registry $component ($images.tag | default $root.Chart.AppVersion) }}
 {{- end }}
 {{- end }}
+
+{{/* The price table as the operator reads it: one line, keys in order. */}}
+{{- define "sluice.prices" -}}
+{{ toJson .Values.prices }}
+{{- end }}

@@ -147,14 +147,23 @@ class ExportSpec(Contract):
 
 
 class RunLimits(Contract):
-    """When to stop trying."""
+    """When to stop. A limit that is raised lets a run it had stopped go on from its last checkpoint."""
 
-    model_config = cel(("!has(self.maxCost)", "limits.maxCost is not built yet: use limits.maxDuration"))
+    model_config = cel(
+        (
+            "!has(self.maxCost) || double(self.maxCost) > 0.0",
+            "limits.maxCost must be above 0; leave it out to set no limit",
+        )
+    )
 
     max_duration: Duration | None = None
+    """Over all attempts. Time in which the run was suspended, waited in a queue or paused between attempts is free."""
     max_cost: Money | None = None
+    """Over all attempts, in the currency of the operator's price table, which must know the accelerator."""
     max_failures: Annotated[int, Field(ge=0, le=100)] = 2
+    """Failed attempts that are followed by another one."""
     max_preemptions: Annotated[int, Field(ge=0, le=1000)] = 20
+    """Times that the cloud may take the head's node back. Not failures: the job goes on from its checkpoint."""
 
 
 class TrainingRunSpec(Contract):
@@ -168,6 +177,16 @@ class TrainingRunSpec(Contract):
         (
             "self.recipe.method == 'scratch' || has(self.base)",
             "recipe.method sft and lora change an existing model: add base, or choose method scratch",
+        ),
+        (
+            "!has(self.queueName) || !self.suspend",
+            "suspend does not go with queueName: Kueue starts and stops what is in its queues; to hold this run, set "
+            "spec.active: false on its Workload",
+        ),
+        (
+            "!has(self.queueName) || self.hardware.workers.min == self.hardware.workers.max",
+            "queueName needs hardware.workers of a fixed size, min and max the same number: Kueue admits no cluster "
+            "that scales by itself",
         ),
         *immutable(
             "TrainingRun",
@@ -201,6 +220,9 @@ class TrainingRunSpec(Contract):
     storage_uri: Uri | None = None
     """Where `runs/<lineage>/` goes; None takes the operator's own."""
     pod_template: PodTemplate | None = None
+    ttl_after_finished: Duration | None = None
+    """How long the RayJobs of an ended run are kept to be looked at; None keeps them as long as the run. Their pods go
+    at once, and the run, its ModelVersion and its folder stay."""
 
 
 class Stage(StrEnum):
@@ -225,6 +247,30 @@ class Progress(Contract):
     tokens_per_second: Annotated[float, Field(ge=0)] | None = None
     eta_seconds: Annotated[int, Field(ge=0)] | None = None
     updated_at: Timestamp | None = None
+
+
+class Usage(Contract):
+    """What a run has used up to a moment, and what it holds from then on. It moves only when that changes."""
+
+    since: Timestamp
+    running: bool
+    """An attempt is there and not suspended. Counted by `maxDuration`, also while its pods wait for nodes."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Worker pods that run: replicas times hosts."""
+    seconds: Annotated[int, Field(ge=0)] = 0
+    """Running time until `since`."""
+    worker_seconds: Annotated[int, Field(ge=0)] = 0
+    """Running time until `since` of every worker pod, added up."""
+
+
+class Cost(Contract):
+    """What a run's workers have cost so far, from the operator's price table."""
+
+    total: Money
+    currency: ShortText
+    per_worker_hour: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?$", max_length=16)]
+    """The price of one worker pod for one hour."""
+    as_of: Timestamp
 
 
 class ManifestReference(Contract):
@@ -261,10 +307,19 @@ class TrainingRunStatus(Contract):
     attempts: Annotated[int, Field(ge=0)] = 0
     failures: Annotated[int, Field(ge=0)] = 0
     preemptions: Annotated[int, Field(ge=0)] = 0
+    stops: Annotated[int, Field(ge=0)] = 0
+    """Attempts that a limit ended: neither failures nor preemptions."""
     started_at: Timestamp | None = None
     job_started_at: Timestamp | None = None
-    """When the entry point last began. It moves without a new attempt when a lost head pod is replaced: that is how
+    """When the entry point last began. It moves under the same `job_id` when a lost head pod is replaced: that is how
     preemptions are counted, even those that happened while nobody watched."""
+    job_id: ShortText | None = None
+    """Ray's id of the submitted job. A job that was suspended and resumed gets a new one."""
+    usage: Usage | None = None
+    cost: Cost | None = None
+    """Absent while the price table does not know the accelerator."""
+    eta: ShortText | None = None
+    """The time that `progress` still expects, as people write it: `4m30s`."""
     finished_at: Timestamp | None = None
     gates: Annotated[list[GateResult], Field(max_length=32)] = []
     report_uri: Uri | None = None

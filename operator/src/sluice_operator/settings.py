@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from sluice_operator.prices import Prices, PricesError, parse_prices
 
 
 class SettingsError(Exception):
@@ -44,6 +46,8 @@ class Settings:
     http_port: int = 8080
     log_level: str = "INFO"
     leader_election: bool = True
+    prices: Prices = field(default_factory=Prices)
+    """What machines cost an hour; empty: costs are neither shown nor limited."""
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
@@ -63,6 +67,12 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         if not text.isdigit() or not low <= int(text) <= high:
             raise SettingsError(f"{name} is {text!r}: expected a whole number from {low} to {high}")
         return int(text)
+
+    def prices() -> Prices:
+        try:
+            return parse_prices(env.get("SLUICE_PRICES", ""))
+        except PricesError as error:
+            raise SettingsError(f"SLUICE_PRICES {error}: see `prices` in the Helm chart's values") from None
 
     storage = need("SLUICE_STORAGE_URI")
     if not storage.startswith(("gs://", "file:///")):
@@ -91,4 +101,5 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         http_port=number("SLUICE_HTTP_PORT", 8080, 1, 65_535),
         log_level=env.get("SLUICE_LOG_LEVEL", "").strip().upper() or "INFO",
         leader_election=env.get("SLUICE_LEADER_ELECTION", "true").strip().lower() != "false",
+        prices=prices(),
     )

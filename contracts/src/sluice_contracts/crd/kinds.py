@@ -61,6 +61,8 @@ KINDS = (
             Column("Step", ".status.progress.step", "integer"),
             Column("Of", ".status.progress.totalSteps", "integer"),
             Column("Loss", ".status.progress.loss", "number"),
+            Column("ETA", ".status.eta"),
+            Column("Cost", ".status.cost.total"),
             Column("Ready", _condition("Ready")),
             Column("Reason", _condition("Ready", "reason")),
             Column("Attempts", ".status.attempts", "integer", priority=1),

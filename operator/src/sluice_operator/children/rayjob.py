@@ -3,6 +3,10 @@
 Settings that were found to matter: HTTPMode needs no submitter pod; backoffLimit 0 because attempts are ours (KubeRay's
 retries make a new cluster each, without a pause); RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=10 cuts Ray Train's recovery
 after a lost node from a minute to a third of it; the drain time must end inside a spot node's 15 s.
+
+Elastic runs (`workers.min` below `max`) start with the fewest workers: KubeRay submits a job only once all replicas it
+was asked for are there. Ray Train then asks Ray's autoscaler for the most (ray.train, ElasticScalingPolicy), KubeRay's
+in-tree autoscaler adds what nodes there are, and Ray Train takes them in, and does without those that are taken back.
 """
 
 from typing import Any
@@ -18,6 +22,8 @@ from sluice_operator.kube.resources import RAY_JOB, TRAINING_RUN
 from sluice_operator.plan import Meta
 from sluice_operator.settings import Settings
 
+TRAINER = "trainer"
+"""Component label of a run's children."""
 ENTRYPOINT = "sluice-train job --config /etc/sluice/run.json"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 TTL_SECONDS = 30
@@ -30,6 +36,13 @@ LOGICAL_CPUS = 2
 Ray starts a Python process for each at once."""
 HEAD_RESOURCES = {"cpu": "1", "memory": "2Gi"}
 """Of a head that only coordinates."""
+AUTOSCALER = {
+    # KubeRay gives this container of the head's pod no security context of its own.
+    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "512Mi"}},
+    # Idle workers cost as much as busy ones: they go once training is over and the model is being judged and exported.
+    "idleTimeoutSeconds": 60,
+}
 
 
 def attempt_name(run: str, attempt: int) -> str:
@@ -49,7 +62,7 @@ def ray_job(meta: Meta, spec: TrainingRunSpec, lineage: str, attempt: int, setti
     """The RayJob of attempt number `attempt`. Raises HardwareError."""
     box = machine(spec.hardware)
     alone = _fits_the_head(spec)
-    label = labels("trainer", model=spec.model, lineage=lineage, **{LABEL_TRAINING_RUN: meta.name})
+    label = labels(TRAINER, model=spec.model, lineage=lineage, **{LABEL_TRAINING_RUN: meta.name})
     head_resources = box.resources if alone else {"requests": HEAD_RESOURCES, "limits": HEAD_RESOURCES}
     cluster: dict[str, Any] = {
         "rayVersion": settings.ray_version,
@@ -62,14 +75,17 @@ def ray_job(meta: Meta, spec: TrainingRunSpec, lineage: str, attempt: int, setti
         },
     }
     if not alone:
-        workers = spec.hardware.workers
-        start = {"num-cpus": str(box.cpus)} | ({"num-gpus": str(box.gpus)} if box.gpus else {})
+        lowest, highest = box.groups(spec.hardware.workers)
+        if lowest < highest:
+            cluster |= {"enableInTreeAutoscaling": True, "autoscalerOptions": AUTOSCALER}
+        # Logical CPUs: Ray Train starts a process for each GPU, and each of them asks for as many as the pod has.
+        start = {"num-cpus": str(box.cpus * max(1, box.gpus))} | ({"num-gpus": str(box.gpus)} if box.gpus else {})
         cluster["workerGroupSpecs"] = [
             {
                 "groupName": "workers",
-                "replicas": workers.max,
-                "minReplicas": workers.min,
-                "maxReplicas": workers.max,
+                "replicas": lowest,
+                "minReplicas": lowest,
+                "maxReplicas": highest,
                 "numOfHosts": box.hosts,
                 "rayStartParams": start,
                 "template": _template("ray-worker", spec, box, box.resources, label, settings),
@@ -96,6 +112,11 @@ def suspended(meta: Meta, name: str, suspend: bool) -> dict[str, Any]:
         "metadata": {"name": name, "namespace": meta.namespace},
         "spec": {"suspend": suspend},
     }
+
+
+def most_pods(spec: TrainingRunSpec) -> int:
+    """Pods of one attempt at its largest: the head, and a pod for each worker."""
+    return 1 if _fits_the_head(spec) else 1 + spec.hardware.workers.max
 
 
 def _fits_the_head(spec: TrainingRunSpec) -> bool:

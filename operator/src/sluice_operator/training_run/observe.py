@@ -1,7 +1,7 @@
 """What is known of a run right now: its attempts, its inputs, what the job wrote into its folder."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 from sluice_contracts.dataset import DatasetManifest
@@ -13,9 +13,17 @@ from sluice_contracts.training_run import ManifestReference, Progress, TrainingR
 from sluice_storage import join
 
 from sluice_operator.artifacts import Artifacts, Problem
+from sluice_operator.children.disruption_budget import budget_name
 from sluice_operator.children.job_config import config_map_name
 from sluice_operator.engine.cache import Cache
-from sluice_operator.kube.resources import CONFIG_MAP, INFERENCE_POOL, MODEL_VERSION, RAY_JOB, TRAINING_RUN
+from sluice_operator.kube.resources import (
+    CONFIG_MAP,
+    INFERENCE_POOL,
+    MODEL_VERSION,
+    POD_DISRUPTION_BUDGET,
+    RAY_JOB,
+    TRAINING_RUN,
+)
 from sluice_operator.plan import Meta, Object
 from sluice_operator.settings import Settings
 from sluice_operator.training_run.ray_job_state import JobPhase, RayJobState, read_ray_job
@@ -46,6 +54,8 @@ class Observed:
     """Read when the outcome is a success."""
     version_manifest: ManifestReference | None = None
     """Manifest of the ModelVersion that already has the run's name."""
+    budget: bool = False
+    """Whether the run's pods are held back from eviction."""
 
 
 def run_uri(spec: TrainingRunSpec, lineage: str, settings: Settings) -> str:
@@ -60,11 +70,12 @@ async def observe(
     jobs = _ray_jobs(meta, cache.children(TRAINING_RUN, meta.namespace, meta.name, RAY_JOB))
     version = cache.get(MODEL_VERSION, meta.namespace, meta.name)
     held = ManifestReference.model_validate(version["spec"]["manifest"]) if version is not None else None
+    budget = cache.get(POD_DISRUPTION_BUDGET, meta.namespace, budget_name(meta.name)) is not None
     if status.finished_at is not None and status.observed_generation == meta.generation:
-        return Observed(status=status, ray_jobs=jobs, version_manifest=held)
+        return Observed(status=status, ray_jobs=jobs, version_manifest=held, budget=budget)
 
     inputs = await _inputs(meta, spec, status, cache, artifacts, settings)
-    observed = Observed(status=status, inputs=inputs, ray_jobs=jobs, version_manifest=held)
+    observed = Observed(status=status, inputs=inputs, ray_jobs=jobs, version_manifest=held, budget=budget)
     if isinstance(inputs, Problem) or not jobs:
         return observed
 
@@ -78,15 +89,7 @@ async def observe(
         outcome = await artifacts.parsed(JobOutcome, join(folder, OUTCOME_FILE))
     if isinstance(outcome, JobOutcome) and outcome.result is JobResult.SUCCEEDED:
         manifest = await _manifest(outcome, folder, inputs.lineage, spec.model, artifacts)
-    return Observed(
-        status=status,
-        inputs=inputs,
-        ray_jobs=jobs,
-        progress=progress,
-        outcome=outcome,
-        manifest=manifest,
-        version_manifest=held,
-    )
+    return replace(observed, progress=progress, outcome=outcome, manifest=manifest)
 
 
 def _ray_jobs(meta: Meta, objects: Iterable[Object]) -> tuple[RayJobState, ...]:
@@ -139,7 +142,8 @@ def _base(spec: TrainingRunSpec, namespace: str, cache: Cache) -> tuple[str, Man
     if spec.base is None:
         return SCRATCH, None
     if spec.base.model_version is None:
-        assert spec.base.digest is not None, "the CRD admits no base without modelVersion or digest"
+        if spec.base.digest is None:  # the CRD's rule refuses it, where that rule is in force
+            return Problem("InvalidBase", "spec.base takes either modelVersion alone, or uri together with digest")
         return spec.base.digest, None
     name = spec.base.model_version
     version = cache.get(MODEL_VERSION, namespace, name)

@@ -1,42 +1,42 @@
 """The decision for a TrainingRun: a pure function of its spec, what was observed, and the time.
 
-No phase is kept: attempts are counted from RayJobs, failures from attempts, preemptions from start times. A person's
-word (suspend), a limit or the job's own outcome ends it; the reasons of the Ready condition say which.
+No phase is kept: attempts are counted from RayJobs, failures from attempts, preemptions from start times, cost from a
+meter. A person's word (suspend), a limit or the job's own outcome ends it; the reasons of the Ready condition tell.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
+from decimal import Decimal
+from functools import cached_property
 
 from sluice_contracts.base import parse_timestamp, seconds, timestamp
 from sluice_contracts.job import JobConfig, JobOutcome, JobResult
 from sluice_contracts.kubernetes import Condition
 from sluice_contracts.names import ConditionType
-from sluice_contracts.training_run import GateResult, Progress, Stage, TrainingRunSpec, TrainingRunStatus
+from sluice_contracts.training_run import GateResult, Stage, TrainingRunSpec, TrainingRunStatus, Usage
 
 from sluice_operator.artifacts import Problem
+from sluice_operator.children.disruption_budget import budget_name, disruption_budget
 from sluice_operator.children.hardware import HardwareError
 from sluice_operator.children.job_config import job_config_map
 from sluice_operator.children.model_version import model_version
 from sluice_operator.children.rayjob import attempt_name, ray_job, suspended
 from sluice_operator.conditions import ConditionSet, find
-from sluice_operator.kube.resources import CONFIG_MAP, MODEL_VERSION, RAY_JOB
+from sluice_operator.kube.resources import CONFIG_MAP, MODEL_VERSION, POD_DISRUPTION_BUDGET, RAY_JOB
 from sluice_operator.plan import Apply, Delete, Event, EventType, Meta, Plan, bounded
 from sluice_operator.settings import Settings
+from sluice_operator.training_run import live, usage
+from sluice_operator.training_run.limits import LIMIT_REASONS, PRICE_UNKNOWN, limit_reached, price_unknown, seconds_left
 from sluice_operator.training_run.observe import Inputs, Observed, run_uri
 from sluice_operator.training_run.ray_job_state import JobPhase, RayJobState
 
 POLL_SECONDS = 5.0
 """How often a running job's folder is looked at."""
-PROGRESS_SECONDS = 10
-"""The least time between two progress writes."""
 LOOK_AGAIN_SECONDS = 30.0
 """After a lasting problem that somebody may mend outside Kubernetes, such as a missing bucket."""
 BACKOFF_SECONDS, BACKOFF_LIMIT_SECONDS = 10.0, 300.0
 CLOCK_SKEW_SECONDS = 60
 SUSPEND_MANAGER = "sluice-suspend"
-
-LIMIT_REASONS = {"FailuresExceeded", "PreemptionsExceeded", "DurationExceeded"}
-"""Ends that a higher limit in the spec takes back; every other end is final."""
 
 
 def plan(meta: Meta, spec: TrainingRunSpec, observed: Observed, settings: Settings, now: datetime) -> Plan:
@@ -52,6 +52,11 @@ class _Attempt:
     job: RayJobState | None
     failure: str | None
 
+    @property
+    def over(self) -> bool:
+        """Nothing of it runs any more, or ever will again."""
+        return self.number > 0 and (self.failure is not None or self.job is None)
+
 
 class _Planner:
     """One pass over one run. `plan` reads like the life of a run, from its end to its beginning."""
@@ -65,6 +70,8 @@ class _Planner:
         self.status.observed_generation = meta.generation
         self.conditions = ConditionSet(self.before.conditions, meta.generation, now)
         self.result = Plan()
+        self.at_work = False
+        """Whether pods train now, which evictions should spare."""
 
     def plan(self) -> Plan:
         if self.before.finished_at is not None and not self._limit_was_raised():
@@ -79,10 +86,12 @@ class _Planner:
         self.status.run_uri = run_uri(self.spec, inputs.lineage, self.settings)
         attempt = self._attempt()
         self.status.attempts = attempt.number
-        self.status.failures = max(0, attempt.number - 1) + (1 if attempt.failure else 0)
+        ended = attempt.number if attempt.over else max(0, attempt.number - 1)
+        self.status.failures = max(0, ended - self.before.stops)
         if attempt.number == 0:
             return self._start(1, inputs)
         self._count_preemptions(attempt)
+        self._count_usage(attempt)
         self.status.ray_job = attempt_name(self.meta.name, attempt.number)
         self.result.apply.append(self._config(inputs))
         if attempt.job is not None and attempt.job.phase is JobPhase.SUCCEEDED and attempt.failure is None:
@@ -92,13 +101,14 @@ class _Planner:
         if attempt.job is not None and attempt.job.phase is JobPhase.STOPPED:
             why = f"RayJob {attempt.job.name} was stopped from outside; apply a TrainingRun with another name to train"
             return self._end("JobStopped", why)
-        limit = self._limit_reached()
+        limit = limit_reached(self.spec.limits, self.status, attempt.failure, self.price, self._currency(), self.now)
         if limit is not None:
             return self._stop(attempt, *limit)
         if attempt.failure is not None:
             return self._retry(attempt, attempt.failure, inputs)
-        assert attempt.job is not None, "an attempt without a job is a failed one"
-        return self._running(attempt.job)
+        if attempt.job is None:  # a limit had ended it, and was raised
+            return self._start(attempt.number + 1, inputs)
+        return self._running(attempt.job, inputs)
 
     # -- the attempt that counts ------------------------------------------------------------------------------------
 
@@ -109,6 +119,8 @@ class _Planner:
         if number == 0:
             return _Attempt(0, None, None)
         if job is None or (job.deleting and not job.phase.over):
+            if self._accounted_for(number):
+                return _Attempt(number, None, None)
             return _Attempt(number, None, f"RayJob {attempt_name(self.meta.name, number)} was deleted")
         if job.phase is JobPhase.FAILED:
             return _Attempt(number, job, job.message or f"RayJob {job.name} failed")
@@ -117,46 +129,44 @@ class _Planner:
             return _Attempt(number, job, f"RayJob {job.name} ended without a usable outcome: {outcome.message}")
         return _Attempt(number, job, None)
 
+    def _accounted_for(self, number: int) -> bool:
+        """Whether the status already tells how attempt `number` ended, so that its absence is no news."""
+        return number == self.before.attempts == self.before.failures + self.before.stops
+
     def _count_preemptions(self, attempt: _Attempt) -> None:
-        """A new start time in the same attempt means that its head was lost and the entry point began again."""
-        job = attempt.job
-        known = self.before.job_started_at
-        if job is None or job.phase is JobPhase.SUSPENDED or job.name != (self.before.ray_job or job.name):
-            known = None
+        """A new start time of the same submission means that its head was lost and the entry point began again."""
+        job, before = attempt.job, self.before
         if job is None or job.phase is JobPhase.SUSPENDED:
-            self.status.job_started_at = None
-        elif job.started_at is not None and job.started_at != known:
-            self.status.job_started_at = job.started_at
-            if known is not None and job.started_at > known:
-                self.status.preemptions = self.before.preemptions + 1
-                self._event("Preempted", f"RayJob {job.name} lost its head and began again from its checkpoint", True)
+            self.status.job_started_at = self.status.job_id = None
+            return
+        self.status.job_id = job.job_id
+        if job.started_at is None or job.started_at == before.job_started_at:
+            return
+        self.status.job_started_at = job.started_at
+        same = job.name == (before.ray_job or job.name) and job.job_id == (before.job_id or job.job_id)
+        if same and before.job_started_at is not None and job.started_at > before.job_started_at:
+            self.status.preemptions = before.preemptions + 1
+            self._event("Preempted", f"RayJob {job.name} lost its head and began again from its checkpoint", True)
+
+    def _count_usage(self, attempt: _Attempt) -> None:
+        job = attempt.job
+        if self.status.started_at is None:  # the operator died between creating the RayJob and saying so
+            self.status.started_at = (job.created_at if job is not None else None) or timestamp(self.now)
+        known = self.before.usage or Usage(since=self.status.started_at, running=True)
+        self.status.usage = usage.advance(known, job, self.now)
+
+    @cached_property
+    def price(self) -> Decimal | None:
+        """What a worker pod costs an hour, if it is known."""
+        return usage.per_worker_hour(self.spec, self.settings.prices, self.before.cost)
+
+    def _currency(self) -> str:
+        return self.settings.prices.currency
 
     def _limit_was_raised(self) -> bool:
         ready = find(self.before.conditions, ConditionType.READY)
         changed = self.before.observed_generation != self.meta.generation
         return changed and ready is not None and ready.reason in LIMIT_REASONS
-
-    def _limit_reached(self) -> tuple[str, str] | None:
-        limits = self.spec.limits
-        if self.status.failures > limits.max_failures:
-            last = self._attempt().failure or ""
-            text = (
-                f"{self.status.failures} attempts failed (limits.maxFailures {limits.max_failures}); the last: {last}"
-            )
-            return "FailuresExceeded", text
-        if self.status.preemptions > limits.max_preemptions:
-            text = f"preempted {self.status.preemptions} times (limits.maxPreemptions {limits.max_preemptions})"
-            return "PreemptionsExceeded", text
-        left = self._time_left()
-        if left is not None and left <= 0:
-            return "DurationExceeded", f"still running after limits.maxDuration {limits.max_duration}"
-        return None
-
-    def _time_left(self) -> float | None:
-        if self.spec.limits.max_duration is None or self.status.started_at is None:
-            return None
-        end = parse_timestamp(self.status.started_at) + timedelta(seconds=seconds(self.spec.limits.max_duration))
-        return (end - self.now).total_seconds()
 
     # -- on the way -------------------------------------------------------------------------------------------------
 
@@ -172,13 +182,22 @@ class _Planner:
         except HardwareError as error:
             self.conditions.stalled("InvalidHardware", f"spec.{error}")
             return self._finish()
+        unpriced = price_unknown(self.spec, self.price)
+        if unpriced is not None:
+            self._stage(Stage.QUEUED)
+            self.conditions.stalled(PRICE_UNKNOWN, unpriced)
+            return self._finish()
         if number == 1:
             self.result.apply.append(self._config(inputs))
         self.result.apply.append(Apply(RAY_JOB, job))
+        self.at_work = self.spec.queue_name is None  # otherwise nothing runs before Kueue lets it
+        if self.at_work:
+            self.result.apply.append(self._budget(inputs))
         self.status.attempts = number
         self.status.ray_job = name
-        self.status.job_started_at = None
+        self.status.job_started_at = self.status.job_id = None
         self.status.started_at = self.status.started_at or timestamp(self.now)
+        self.status.usage = usage.begin(self.status.usage, self.now)
         self._stage(Stage.QUEUED if self.spec.queue_name else Stage.STARTING)
         self._event("AttemptStarted", f"created RayJob {name}, lineage {inputs.lineage[:16]}")
         self.conditions.reconciling("Starting", f"RayJob {name} is starting")
@@ -199,16 +218,24 @@ class _Planner:
         self._event("AttemptFailed", text, True)
         return self._start(attempt.number + 1, inputs)
 
-    def _running(self, job: RayJobState) -> Plan:
+    def _running(self, job: RayJobState, inputs: Inputs) -> Plan:
         """A job is there and not over: steer suspend, report progress."""
-        if self.spec.queue_name is None and job.suspend != self.spec.suspend:
-            self.result.apply.append(
-                Apply(RAY_JOB, suspended(self.meta, job.name, self.spec.suspend), manager=SUSPEND_MANAGER)
-            )
-        if self.spec.suspend and self.spec.queue_name is None:
+        steers = self.spec.queue_name is None
+        unpriced = price_unknown(self.spec, self.price)
+        hold = steers and (self.spec.suspend or unpriced is not None)
+        if steers and job.suspend != hold:
+            self.result.apply.append(Apply(RAY_JOB, suspended(self.meta, job.name, hold), manager=SUSPEND_MANAGER))
+        if hold:
             self._stage(Stage.QUEUED)
-            self.conditions.waiting("Suspended", "spec.suspend is true: the job was stopped at its last checkpoint")
+            if self.spec.suspend or unpriced is None:
+                text = "spec.suspend is true: the job was stopped at its last checkpoint"
+                self.conditions.waiting("Suspended", text)
+            else:
+                self.conditions.stalled(PRICE_UNKNOWN, f"stopped at its last checkpoint: {unpriced}")
             return self._finish()
+        self.at_work = job.phase in usage.HOLDING
+        if self.at_work:
+            self.result.apply.append(self._budget(inputs))
         if job.phase is JobPhase.SUCCEEDED:  # only its outcome could not be read: storage is away for a moment
             outcome = self.observed.outcome
             why = outcome.message if isinstance(outcome, Problem) else ""
@@ -219,37 +246,24 @@ class _Planner:
             self._stage(Stage.QUEUED)
             self.conditions.reconciling("Queued", f"RayJob {job.name} waits for its turn")
         elif job.phase is JobPhase.RUNNING:
-            self._report_progress(self.observed.progress)
-            self.conditions.reconciling("Running", f"RayJob {job.name} is running")
+            self.status.progress = live.progress(self.before, self.observed.progress, self.now)
+            held = f"; {unpriced}" if unpriced is not None else ""
+            self.conditions.reconciling("Running", f"RayJob {job.name} is running{held}")
         else:
             self._stage(Stage.STARTING)
             self.conditions.reconciling("Starting", f"RayJob {job.name} is starting")
-        left = self._time_left()
-        return self._finish(POLL_SECONDS if left is None else max(0.5, min(POLL_SECONDS, left)))
+        return self._finish(self._next_look())
 
-    def _report_progress(self, found: Progress | None) -> None:
-        """Take the job's word for how far it is: every ten seconds, or when it enters another stage."""
-        shown = self.before.progress
-        if found is None or found == shown or self._is_older(found):
-            return
-        if shown is not None and shown.stage == found.stage and shown.updated_at and found.updated_at:
-            moved = parse_timestamp(found.updated_at) - parse_timestamp(shown.updated_at)
-            if timedelta(0) <= moved < timedelta(seconds=PROGRESS_SECONDS):
-                return
-        self.status.progress = found
-
-    def _is_older(self, found: Progress) -> bool:
-        """Left behind in the folder by another run with the same lineage, before this job began."""
-        began = self.status.started_at
-        return found.updated_at is not None and began is not None and found.updated_at < began
+    def _next_look(self) -> float:
+        """Soon, and when a limit will be reached."""
+        if self.status.usage is None:
+            return POLL_SECONDS
+        left = seconds_left(self.spec.limits, self.status.usage, self.price, self.now)
+        return POLL_SECONDS if left is None else max(0.5, min(POLL_SECONDS, left))
 
     def _stage(self, stage: Stage) -> None:
         """Show a stage the job itself cannot report, keeping the steps that are already known."""
-        known = self.before.progress
-        if known is None:
-            self.status.progress = Progress(stage=stage)
-        elif known.stage is not stage:
-            self.status.progress = known.model_copy(update={"stage": stage, "eta_seconds": None})
+        self.status.progress = live.at_stage(self.before.progress, stage)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -257,7 +271,7 @@ class _Planner:
         outcome, manifest = self.observed.outcome, self.observed.manifest
         if not isinstance(outcome, JobOutcome):  # storage is away for a moment
             assert self.observed.ray_jobs, "an outcome is asked for only after a job"
-            return self._running(self.observed.ray_jobs[-1])
+            return self._running(self.observed.ray_jobs[-1], inputs)
         if outcome.lineage != inputs.lineage:
             text = f"the job's outcome is of lineage {outcome.lineage[:16]}, expected {inputs.lineage[:16]}"
             return self._end("OutcomeMismatch", text)
@@ -311,8 +325,11 @@ class _Planner:
 
     def _stop(self, attempt: _Attempt, reason: str, text: str) -> Plan:
         """A limit was reached: stop what still runs."""
-        if attempt.job is not None and not attempt.job.phase.over:
-            self.result.delete.append(Delete(RAY_JOB, self.meta.namespace, attempt.job.name))
+        job = attempt.job
+        if job is not None and not job.phase.over:
+            self.result.delete.append(Delete(RAY_JOB, self.meta.namespace, job.name))
+            self.status.stops = self.before.stops + 1
+            self.status.usage = usage.advance(self.status.usage, None, self.now) if self.status.usage else None
         self.status.message = bounded(attempt.failure or text, 2048)
         return self._end(reason, text)
 
@@ -324,6 +341,7 @@ class _Planner:
 
     def _problem(self, problem: Problem) -> Plan:
         """The inputs cannot be had. Nothing was started, or what runs goes on by itself."""
+        self.at_work = self.observed.budget
         if problem.lasting:
             self.conditions.stalled(problem.reason, problem.message)
         else:
@@ -331,12 +349,23 @@ class _Planner:
         return self._finish(LOOK_AGAIN_SECONDS)
 
     def _rest(self) -> Plan:
-        """It has ended: keep what it left behind, say nothing new."""
+        """It has ended: keep what it left behind, clear away what it no longer needs, say nothing new."""
         if self.status.manifest is not None and self.observed.version_manifest in (None, self.status.manifest):
             self.result.apply.append(self._model_version())
+        left = self._time_to_live()
+        for job in self.observed.ray_jobs:  # one that still runs was stopped by a limit, and nobody told it yet
+            if not job.deleting and (not job.phase.over or (left is not None and left <= 0)):
+                self.result.delete.append(Delete(RAY_JOB, self.meta.namespace, job.name))
         for type_ in (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED):
             self.conditions.keep(type_)
-        return self._finish()
+        return self._finish(left if self.observed.ray_jobs and left is not None and left > 0 else None)
+
+    def _time_to_live(self) -> float | None:
+        """Seconds that the RayJobs of an ended run are still kept; None: for ever."""
+        if self.spec.ttl_after_finished is None or self.before.finished_at is None:
+            return None
+        age = (self.now - parse_timestamp(self.before.finished_at)).total_seconds()
+        return seconds(self.spec.ttl_after_finished) - age
 
     # -- shared -----------------------------------------------------------------------------------------------------
 
@@ -353,6 +382,9 @@ class _Planner:
         )
         return Apply(CONFIG_MAP, job_config_map(self.meta, config))
 
+    def _budget(self, inputs: Inputs) -> Apply:
+        return Apply(POD_DISRUPTION_BUDGET, disruption_budget(self.meta, self.spec, inputs.lineage))
+
     def _model_version(self) -> Apply:
         assert self.status.manifest is not None, "only a finished run has a version"
         assert self.status.lineage is not None, "a manifest is checked against a lineage"
@@ -366,6 +398,12 @@ class _Planner:
     def _finish(self, requeue_after: float | None = None) -> Plan:
         for type_ in (ConditionType.EVALUATED, ConditionType.EXPORTED):
             self.conditions.keep(type_)
+        if self.observed.budget and not self.at_work:
+            name = budget_name(self.meta.name)
+            self.result.delete.append(Delete(POD_DISRUPTION_BUDGET, self.meta.namespace, name))
+        if self.before.finished_at is None or self.status.finished_at is None:
+            self.status.cost = live.cost(self.before, self.status, self.price, self._currency(), self.now)
+        self.status.eta = live.eta(self.status.progress)
         self.status.conditions = self.conditions.list()
         self._tell_turn(find(self.before.conditions, ConditionType.READY))
         return Plan(

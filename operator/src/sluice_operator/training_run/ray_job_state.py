@@ -42,6 +42,11 @@ class RayJobState:
     started_at: str | None = None
     """When the entry point last began."""
     ended_at: str | None = None
+    created_at: str | None = None
+    job_id: str | None = None
+    """Ray's id of the submitted job: the same after a lost head, another one after a suspension."""
+    workers: int = 0
+    """Pods that train and run now: worker pods, or the head where it trains alone."""
     message: str = ""
     suspend: bool = False
     """What the RayJob's spec asks for now."""
@@ -62,6 +67,9 @@ def read_ray_job(run: str, obj: Object) -> RayJobState | None:
         phase=_phase(status.get("jobStatus") or "", status.get("jobDeploymentStatus") or ""),
         started_at=_moment(info.get("startTime")),
         ended_at=_moment(status.get("endTime") or info.get("endTime")),
+        created_at=_moment(obj["metadata"].get("creationTimestamp")),
+        job_id=status.get("jobId") or None,
+        workers=_workers(obj.get("spec") or {}, status.get("rayClusterStatus") or {}),
         message=_first_lines(status.get("reason"), status.get("message")),
         suspend=bool((obj.get("spec") or {}).get("suspend")),
         deleting="deletionTimestamp" in obj["metadata"],
@@ -82,6 +90,13 @@ def _phase(job: str, deployment: str) -> JobPhase:
     if deployment == "Running" and job == "RUNNING":
         return JobPhase.RUNNING
     return JobPhase.STARTING
+
+
+def _workers(spec: Object, cluster: Object) -> int:
+    """KubeRay counts the worker pods that run, and shows a head's address once its pod has one."""
+    if (spec.get("rayClusterSpec") or {}).get("workerGroupSpecs"):
+        return int(cluster.get("availableWorkerReplicas") or 0)
+    return 1 if (cluster.get("head") or {}).get("podIP") else 0
 
 
 def _moment(text: str | None) -> str | None:
