@@ -26,9 +26,9 @@ import yaml
 from matplotlib.figure import Figure
 from sluice_contracts.base import sha256
 from sluice_contracts.dataset import DatasetManifest
-from sluice_contracts.evaluation import EvaluationReport
+from sluice_contracts.evaluation import EvaluationReport, ParityReport
 from sluice_contracts.manifest import Manifest
-from sluice_contracts.training_run import GateResult, ManifestReference
+from sluice_contracts.training_run import GateResult, ManifestReference, ParityLimits
 from sluice_devcluster.apiserver import ControlPlane
 from sluice_devcluster.kuberay.crds import definitions
 from sluice_operator.kube.client import ApiError, KubeClient
@@ -96,6 +96,9 @@ def files(bucket: Path) -> tuple[dict[str, str], ManifestReference]:
         samples_digest=DIGEST,
         created_at=MOMENT,
     )
+    parity = ParityReport(
+        lineage=lineage, limits=ParityLimits(), engine="none", results=[], passed=True, created_at=MOMENT
+    )
     manifest = Manifest.model_validate(
         {
             "model": "bench",
@@ -112,7 +115,7 @@ def files(bucket: Path) -> tuple[dict[str, str], ManifestReference]:
                 "passed": True,
             },
             "parityUri": f"file://{bucket}/{home}/parity.json",
-            "parityDigest": put(f"{home}/parity.json", b"{}"),
+            "parityDigest": put(f"{home}/parity.json", parity.canonical()),
             "artifacts": [
                 {
                     "path": "export/safetensors/model.safetensors",
@@ -313,6 +316,17 @@ async def converged(at: Server, operator: Operator, namespace: str, objects: int
     return True
 
 
+async def where(at: Server, namespace: str) -> str:
+    """What the objects say of themselves, each thing once: for the error when they do not converge."""
+    said = set()
+    for resource in (MODEL_VERSION, INFERENCE_POOL, TRAINING_RUN):
+        async for obj in at.kube.list(resource, namespace):
+            conditions = (obj.get("status") or {}).get("conditions") or []
+            ready = next((c for c in conditions if c["type"] == "Ready"), {})
+            said.add(f"{resource.kind} {ready.get('status')} {ready.get('reason')}: {ready.get('message')}")
+    return "; ".join(sorted(said)[:10])
+
+
 async def alone(at: Server) -> float:
     """Processor seconds of an operator that has nothing to do: imports, connections, empty lists."""
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "empty"}}
@@ -329,7 +343,10 @@ async def measure(at: Server, objects: int, start: float, limit: float, rest: fl
     api = at.plane.pid("kube-apiserver")
     load_before, api_before, writes_before = os.getloadavg()[0], processor_seconds(api), await at.writes()
     async with Operator(namespace, at) as operator:
-        cold = await until(f"{objects} objects converge", lambda: converged(at, operator, namespace, objects), limit)
+        try:
+            cold = await until(f"{objects} objects", lambda: converged(at, operator, namespace, objects), limit)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; {await where(at, namespace)}") from None
         writes, spent, peak = await at.writes() - writes_before, operator.processor_seconds(), operator.peak_bytes()
         api_spent = processor_seconds(api) - api_before
     async with Operator(namespace, at) as operator:

@@ -19,6 +19,9 @@ from sluice_operator.plan import Object
 
 PAGE = 500
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+BACKOFFS = [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]
+"""Seconds between kopf's attempts at one request. An API server that is away for longer ends this process; the next one
+begins with a list of everything."""
 GOODBYE_SECONDS = 5.0
 CLOSING_SECONDS = 0.1
 """TLS connections close in a later turn of the loop than the one that asks them to."""
@@ -104,6 +107,7 @@ def settings(namespaces: tuple[str, ...]) -> kopf.OperatorSettings:
     found.posting.enabled = False
     found.networking.request_timeout = 30
     found.networking.connect_timeout = 10
+    found.networking.error_backoffs = BACKOFFS
     found.watching.connect_timeout = 10
     found.queueing.exit_timeout = 0.5
     found.queueing.idle_timeout = 1.0

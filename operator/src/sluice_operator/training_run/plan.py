@@ -32,6 +32,8 @@ from sluice_operator.training_run.ray_job_state import JobPhase, RayJobState
 
 POLL_SECONDS = 5.0
 """How often a running job's folder is looked at."""
+EVENTS_SECONDS = 60.0
+"""How often a job is looked at that changes by events only: for the case that one was lost."""
 LOOK_AGAIN_SECONDS = 30.0
 """After a lasting problem that somebody may mend outside Kubernetes, such as a missing bucket."""
 BACKOFF_SECONDS, BACKOFF_LIMIT_SECONDS = 10.0, 300.0
@@ -252,14 +254,17 @@ class _Planner:
         else:
             self._stage(Stage.STARTING)
             self.conditions.reconciling("Starting", f"RayJob {job.name} is starting")
-        return self._finish(self._next_look())
+        return self._finish(self._next_look(job))
 
-    def _next_look(self) -> float:
-        """Soon, and when a limit will be reached."""
-        if self.status.usage is None:
-            return POLL_SECONDS
-        left = seconds_left(self.spec.limits, self.status.usage, self.price, self.now)
-        return POLL_SECONDS if left is None else max(0.5, min(POLL_SECONDS, left))
+    def _next_look(self, job: RayJobState) -> float:
+        """Soon while something outside Kubernetes moves (the run's folder, its cost), and when a limit will be reached.
+        A job that only starts or waits tells of itself by an event: a thousand of them must not be asked all the time.
+        """
+        usage_ = self.status.usage
+        moves = job.phase in {JobPhase.RUNNING, JobPhase.SUCCEEDED} or (usage_ is not None and usage_.workers > 0)
+        pause = POLL_SECONDS if moves else EVENTS_SECONDS
+        left = None if usage_ is None else seconds_left(self.spec.limits, usage_, self.price, self.now)
+        return pause if left is None else max(0.5, min(pause, left))
 
     def _stage(self, stage: Stage) -> None:
         """Show a stage the job itself cannot report, keeping the steps that are already known."""
