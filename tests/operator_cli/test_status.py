@@ -32,7 +32,8 @@ def training(world, name="bot-9", step=120):
         state("Reconciling", "True", "Running", "RayJob bot-9 is running"),
         state("Stalled", "False", "Running"),
     ]
-    world.cluster.put(TRAINING_RUN, name, spec, {"progress": progress, "conditions": conditions})
+    cost = {"total": "0.80", "currency": "USD", "perWorkerHour": "0.7", "asOf": "2026-11-21T09:00:00Z"}
+    world.cluster.put(TRAINING_RUN, name, spec, {"progress": progress, "conditions": conditions, "cost": cost})
 
 
 def event(kind, name, reason, message, at, **more):
@@ -59,7 +60,7 @@ def test_one_screen_shows_the_three_kinds(world):
     output = world.run("status").output
     assert "TrainingRuns  3 in namespace team" in output
     assert "training 120/300, 1 min 15 s left" in row_of(output, "bot-9")
-    assert "1.234" in row_of(output, "bot-9")
+    assert "1.234  0.80 USD" in row_of(output, "bot-9")
     assert "Stalled (GateFailed)" in row_of(output, "bot-3")
     assert "0 of 1 hold" in row_of(output, "bot-3")
     versions = output[output.index("ModelVersions") :]

@@ -41,7 +41,8 @@ def run(world, name="bot-9", **status):
         "recipe": {"method": "scratch", "steps": 300},
     }
     said = {"type": "Ready", "status": "False", "reason": "Running", "lastTransitionTime": SINCE}
-    found = {"progress": {**progress, "etaSeconds": 75}, "conditions": [said], **status}
+    cost = {"total": "1.20", "currency": "USD", "perWorkerHour": "0.7", "asOf": SINCE}
+    found = {"progress": {**progress, "etaSeconds": 75}, "conditions": [said], "cost": cost, **status}
     world.cluster.put(TRAINING_RUN, name, spec, found)
 
 
@@ -103,7 +104,7 @@ def test_one_table_shows_what_trains_and_who_answers(world):
     serving(world, snapshot(bot_1=counted(0)), snapshot(bot_1=counted(600)))
     result = world.run("top", "--every", "1ms")
     assert result.exit_code == 0, result.output
-    assert " ".join(row(result.output, "bot-9")) == "bot-9 Running training 120/300 5,123 1.234 1 min 15 s"
+    assert " ".join(row(result.output, "bot-9")) == "bot-9 Running training 120/300 5,123 1.234 1 min 15 s 1.20 USD"
     assert "bot-8" not in result.output, "what has ended does not run"
     cells = row(result.output, "support")
     assert cells[2:5] == ["bot-1", "100", "%"]
@@ -116,6 +117,7 @@ def test_json_has_numbers(world):
     serving(world, snapshot(bot_1=counted(0)), snapshot(bot_1=counted(600, 60)))
     found = world.json("top", "--every", "1ms")
     assert found["trainingRuns"][0]["progress"]["tokensPerSecond"] == 5123.4
+    assert found["trainingRuns"][0]["cost"]["total"] == "1.20"
     (version,) = found["inferencePools"][0]["versions"]
     assert (version["modelVersion"], version["percent"], version["errorRate"]) == ("bot-1", 100, 0.1)
     assert version["requestsPerSecond"] > 0

@@ -35,7 +35,7 @@ def render(found: Inventory, now: datetime) -> list[Text]:
     versions = [_cells(wide, version.namespace, _version(version, now)) for version in found.versions]
     pools = [_cells(wide, pool.namespace, _pool(pool)) for pool in found.pools]
     return [
-        *_table("TrainingRuns", where, wide, "name|model|state|step|loss|gates|age", runs),
+        *_table("TrainingRuns", where, wide, "name|model|state|step|loss|cost|gates|age", runs),
         Text(),
         *_table("ModelVersions", where, wide, "name|model|state|lineage|promoted in|published|age", versions),
         Text(),
@@ -53,6 +53,7 @@ def wire(found: Inventory) -> dict[str, Any]:
             {
                 **_common(run),
                 "progress": run.status.progress.wire() if run.status.progress else None,
+                "cost": run.status.cost.wire() if run.status.cost else None,
                 "gates": [g.wire() for g in run.status.gates],
                 "modelVersion": run.status.model_version,
                 "lineage": run.status.lineage,
@@ -109,6 +110,7 @@ def _run(run: Run, now: datetime) -> list[Cell]:
         headline(run),
         _progress(status.progress),
         loss,
+        f"{status.cost.total} {status.cost.currency}" if status.cost is not None else "-",
         gates,
         age(run.created, now),
     ]

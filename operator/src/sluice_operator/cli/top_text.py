@@ -43,7 +43,7 @@ def render(found: Activity, now: datetime) -> list[Text]:
     """Two tables, and why a number is missing."""
     wide = found.namespace is None
     lines = _table(
-        "Training", "run|state|stage|step|tokens/s|loss|left", wide, [_run(r, now, wide) for r in found.runs]
+        "Training", "run|state|stage|step|tokens/s|loss|left|cost", wide, [_run(r, now, wide) for r in found.runs]
     )
     rows = [row for pool in found.pools for row in _pool(pool, found.rates.get(_key(pool), {}), wide)]
     heads = "pool|state|version|traffic|req/s|errors|ttft p95|tokens/s|step"
@@ -63,6 +63,7 @@ def wire(found: Activity) -> dict[str, Any]:
                 "name": run.name,
                 "state": headline(run).plain,
                 "progress": run.status.progress.wire() if run.status.progress else None,
+                "cost": run.status.cost.wire() if run.status.cost else None,
             }
             for run in found.runs
         ],
@@ -102,8 +103,9 @@ def _run(run: Run, now: datetime, wide: bool) -> list[Cell]:
     found = run.status.progress
     name: list[Cell] = [run.namespace] if wide else []
     name += [Text(run.name, style="bold"), headline(run)]
+    spent = f"{run.status.cost.total} {run.status.cost.currency}" if run.status.cost is not None else "-"
     if found is None:
-        return [*name, "-", "-", "-", "-", "-"]
+        return [*name, "-", "-", "-", "-", "-", spent]
     stale = ""
     if found.updated_at and (now - parse_timestamp(found.updated_at)).total_seconds() > STALE_SECONDS:
         stale = f" ({age(found.updated_at, now)} ago)"
@@ -114,6 +116,7 @@ def _run(run: Run, now: datetime, wide: bool) -> list[Cell]:
         f"{found.tokens_per_second:,.0f}" if found.tokens_per_second is not None else "-",
         f"{found.loss:.3f}" if found.loss is not None else "-",
         span(found.eta_seconds) if found.eta_seconds is not None else "-",
+        spent,
     ]
 
 
