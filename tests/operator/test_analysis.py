@@ -114,7 +114,7 @@ class TestEvidenceForADifferenceOfRates:
                     assert mean / (1 + one * top * (exp(tilt) - 1)) <= 1 + 1e-12
 
     def test_false_alarms_are_rare_over_whole_histories_looked_at_after_every_request(self) -> None:
-        rng, alarms, histories, bound = random.Random(5), 0, 200, log(20)
+        rng, alarms, histories, bound = random.Random(5), 0, 120, log(20)
         for _ in range(histories):
             k = [0, 0]
             n = [0, 0]
@@ -130,6 +130,18 @@ class TestEvidenceForADifferenceOfRates:
                         alarms += 1
                         break
         assert alarms / histories <= 0.05
+
+    def test_a_candidate_at_the_tolerance_hardly_ever_passes(self) -> None:
+        rng, passed, histories, bound = random.Random(8), 0, 150, log(20)
+        for _ in range(histories):
+            mine, theirs = [0, 0], [0, 0]
+            for _look in range(40):
+                mine = [mine[0] + sum(rng.random() < 0.15 for _ in range(15)), mine[1] + 15]
+                theirs = [theirs[0] + sum(rng.random() < 0.05 for _ in range(30)), theirs[1] + 30]
+                if log_evidence(Stream(*theirs), Stream(*mine), -0.1, minority_up=False, enough=bound) >= bound:
+                    passed += 1
+                    break
+        assert passed / histories <= 0.05
 
     def test_finds_one_per_cent_against_two_with_fewer_requests_than_two_intervals_would_take(self) -> None:
         """Two separate confidence sequences would need 5,900 of the candidate with 17,700 of stable."""
@@ -277,7 +289,7 @@ class TestLikeWithLike:
 def test_false_alarms_are_rare_over_whole_rollouts_of_equal_versions() -> None:
     """A/A: looked at after every thirty requests, with a tolerance near zero, so that any alarm at all would show."""
     strict = [RolloutMetric(name=m.name, tolerance=1e-6) for m in METRICS]
-    rng, alarms, rollouts = random.Random(11), 0, 15
+    rng, alarms, rollouts = random.Random(11), 0, 8
     for _ in range(rollouts):
         stable, candidate = counts(), counts()
         for _look in range(3):

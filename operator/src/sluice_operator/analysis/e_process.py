@@ -26,12 +26,13 @@ from dataclasses import dataclass
 from functools import cache
 from math import exp, expm1, inf, isfinite, log
 
-EFFECTS = ((0.15, 2), (0.7, 10), (1.4, 6), (3.0, 4), (6.0, 2))
+EFFECTS = ((0.2, 2), (0.75, 10), (1.6, 6), (5.0, 4))
 """Differences in log odds that are bet on, with the shares of the stake: chosen so that 1 % against 2 % is found soon,
 10 % against 11 % in the end and 0 against 1 at once (benchmarks/canary.py)."""
-SPLITS = ((0.02, 1), (0.12, 3), (0.3, 4), (0.5, 4), (0.95, 1))
-"""How a difference is split between the streams: the best split is the upper stream's share of all requests, which
-moves with a rollout's steps. Both ends must be there, or some share would have no bet."""
+SPLITS = ((0.03, 2), (0.14, 4), (0.34, 5), (0.6, 5), (0.95, 1))
+"""How a difference is split between the streams. The best split for a doubled rate is a little more than the upper
+stream's share of all requests (0.07, 0.14, 0.32 and 0.58 for 5, 10, 25 and 50 %), which moves with a rollout's steps.
+Both ends must be there: where all bets lie on one side of the best split, some pair of rates defeats them all."""
 GAP = 1e-3
 """How far the minimum may be from its lower bound, in log evidence; the bound is what counts, so rounding never helps a
 rejection."""
