@@ -127,7 +127,7 @@ def test_the_meter_and_the_budget_follow_the_cluster(make: Any, scenario: str) -
         applied = {a.resource.kind for a in made.apply}
         if "finishedAt" in made.status or "RayJob" in applied:
             break  # the run has ended, or another attempt has begun
-        at_work = state.phase in {JobPhase.STARTING, JobPhase.RUNNING}
+        at_work = state.phase in {JobPhase.STARTING, JobPhase.RUNNING} and not state.deleting
         usage = made.status["usage"]
         assert (usage["running"], "PodDisruptionBudget" in applied) == (at_work, at_work)
         assert usage["workers"] == (state.workers if at_work else 0)
@@ -135,13 +135,13 @@ def test_the_meter_and_the_budget_follow_the_cluster(make: Any, scenario: str) -
         assert max(state.workers for state, _ in steps) == 1, "each was recorded with one worker, or a head alone"
 
 
-def test_a_job_deleted_while_it_runs_is_followed_by_another_attempt(make: Any) -> None:
+def test_a_job_deleted_while_it_runs_is_a_failure_and_leaves_nothing_held(make: Any) -> None:
     state, made = replay(make, "rayjob_deleted_while_running")[-1]
     assert state.deleting
-    assert [a.object["metadata"]["name"] for a in made.apply if a.resource.kind == "RayJob"] == ["run-2"]
     assert made.status is not None
-    assert (made.status["failures"], made.status["preemptions"]) == (1, 0)
+    assert (made.status["failures"], made.status["preemptions"], made.status["usage"]["running"]) == (1, 0, False)
     assert "was deleted" in made.status["message"]
+    assert (ready(made)["reason"], [a.resource.kind for a in made.apply]) == ("BackOff", ["ConfigMap"])
 
 
 def test_a_lost_head_is_not_paid_for_until_there_is_another(make: Any) -> None:

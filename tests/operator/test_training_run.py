@@ -207,10 +207,18 @@ class TestFailing:
         assert kinds(raised) == ["ConfigMap/run-job", "RayJob/run-4", BUDGET]
         assert after(raised).finished_at is None
 
-    def test_a_job_that_vanished_is_a_failure(self, make: Any) -> None:
-        made = decide(make, Observed(status=status(), inputs=INPUTS))
+    def test_a_job_that_vanished_is_a_failure_and_followed_after_a_pause(self, make: Any) -> None:
+        """It may have gone with the run itself: the news of the two come in any order."""
+        missed = decide(make, Observed(status=status(started_at=make.at(-600)), inputs=INPUTS))
+        assert kinds(missed) == ["ConfigMap/run-job"]
+        assert (after(missed).failures, reason(missed)) == (1, ("False", "BackOff"))
+        assert [e.reason for e in missed.events] == ["AttemptFailed", "BackOff"]
+        waiting = decide(make, Observed(status=after(missed), inputs=INPUTS), seconds=4)
+        assert (waiting.status, waiting.events, waiting.requeue_after) == (missed.status, [], 6)
+        made = decide(make, Observed(status=after(missed), inputs=INPUTS), seconds=10)
         assert kinds(made) == ["ConfigMap/run-job", "RayJob/run-2", BUDGET]
         assert after(made).failures == 1
+        assert [e.reason for e in made.events] == ["AttemptStarted"]
 
     def test_a_success_without_an_outcome_is_a_failure(self, make: Any) -> None:
         missing = Problem("NotFound", "no outcome.json")

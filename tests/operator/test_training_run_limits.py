@@ -138,7 +138,7 @@ class TestCost:
         run.change(limits={"maxCost": "11.20", "maxFailures": 0})
         run.look(90_000)
         assert run.live() == ["run-2"]
-        assert [e.reason for e in run.made.events] == ["AttemptStarted"]
+        assert [e.reason for e in run.made.events] == ["AttemptStarted"], "and no AttemptFailed"
         assert (run.status.failures, run.status.stops, run.status.finished_at) == (0, 1, None)
         run.job("run-2", JobPhase.RUNNING, workers=2, started_at=make.at(90_000), job_id="j-2")
         run.look(90_000)

@@ -106,10 +106,8 @@ class _Planner:
         limit = limit_reached(self.spec.limits, self.status, attempt.failure, self.price, self._currency(), self.now)
         if limit is not None:
             return self._stop(attempt, *limit)
-        if attempt.failure is not None:
-            return self._retry(attempt, attempt.failure, inputs)
-        if attempt.job is None:  # a limit had ended it, and was raised
-            return self._start(attempt.number + 1, inputs)
+        if attempt.job is None or attempt.failure is not None:
+            return self._next_attempt(attempt, inputs)
         return self._running(attempt.job, inputs)
 
     # -- the attempt that counts ------------------------------------------------------------------------------------
@@ -155,7 +153,10 @@ class _Planner:
         if self.status.started_at is None:  # the operator died between creating the RayJob and saying so
             self.status.started_at = (job.created_at if job is not None else None) or timestamp(self.now)
         known = self.before.usage or Usage(since=self.status.started_at, running=True)
-        self.status.usage = usage.advance(known, job, self.now)
+        found = usage.advance(known, job, self.now)
+        if job is None and attempt.failure is not None:  # news of this look: the pause counts from here
+            found = found.model_copy(update={"since": max(found.since, timestamp(self.now))})
+        self.status.usage = found
 
     @cached_property
     def price(self) -> Decimal | None:
@@ -205,20 +206,28 @@ class _Planner:
         self.conditions.reconciling("Starting", f"RayJob {name} is starting")
         return self._finish(POLL_SECONDS)
 
-    def _retry(self, attempt: _Attempt, failure: str, inputs: Inputs) -> Plan:
-        """Another attempt, after a pause that grows with the failures."""
-        self.status.message = bounded(failure, 2048)
-        pause = min(BACKOFF_SECONDS * 2 ** (self.status.failures - 1), BACKOFF_LIMIT_SECONDS)
-        ended = attempt.job.ended_at if attempt.job is not None else None
+    def _next_attempt(self, attempt: _Attempt, inputs: Inputs) -> Plan:
+        """Another attempt, after a pause that grows with the failures. Also after a RayJob that is gone: perhaps the
+        whole run was deleted, and only that news is not here yet."""
+        if attempt.failure is not None:
+            self.status.message = bounded(attempt.failure, 2048)
+        failures = self.status.failures  # none: a limit had ended all attempts, and was raised
+        pause = min(BACKOFF_SECONDS * 2 ** (failures - 1), BACKOFF_LIMIT_SECONDS) if failures else 0.0
+        ended = attempt.job.ended_at if attempt.job is not None else self._gone_since()
         since = (self.now - parse_timestamp(ended)).total_seconds() if ended is not None else pause
         if since < -CLOCK_SKEW_SECONDS:  # the clocks disagree: the pause is a courtesy, not worth an hour
             since = pause
-        text = f"attempt {attempt.number} failed: {failure}"
-        if since < pause:
+        text = f"attempt {attempt.number} ended: {self.status.message}"
+        starts = since >= pause
+        if attempt.failure is not None and (starts or attempt.job is None):
+            self._event("AttemptFailed", text, True)
+        if not starts:
             self.conditions.reconciling("BackOff", bounded(f"{text}; the next begins {pause:.0f} s after it", 4096))
             return self._finish(max(1.0, pause - since))
-        self._event("AttemptFailed", text, True)
         return self._start(attempt.number + 1, inputs)
+
+    def _gone_since(self) -> str | None:
+        return self.status.usage.since if self.status.usage is not None else None
 
     def _running(self, job: RayJobState, inputs: Inputs) -> Plan:
         """A job is there and not over: steer suspend, report progress."""
