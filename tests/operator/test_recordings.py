@@ -176,6 +176,15 @@ def test_a_missed_suspension_is_no_preemption(make: Any) -> None:
     assert status.preemptions == 0
 
 
+def test_a_refused_job_ends_the_run_with_kuberays_words(make: Any) -> None:
+    steps = [(state, made) for state, made in replay(make, "rayjob_validation") if state.phase is JobPhase.REJECTED]
+    for _, made in steps:
+        assert made.status is not None
+        assert ready(made)["reason"] == "JobRejected"
+        assert "The RayJob" in ready(made)["message"]
+        assert "finishedAt" in made.status
+
+
 def test_a_stopped_job_ends_the_run(make: Any) -> None:
     made = replay(make, "rayjob_stopped_by_user")[-1][1]
     assert ready(made)["reason"] == "JobStopped"

@@ -257,6 +257,7 @@ class TestEnding:
         version = made.apply[-1].object
         assert version["kind"] == "ModelVersion"
         assert sorted(version["spec"]) == ["manifest", "model", "version"]
+        assert version["metadata"]["labels"]["sluice.dev/lineage"] == LINEAGE[:16]
         assert reason(made) == ("True", "Succeeded")
         rest = decide(make, Observed(status=after(made)), seconds=3600)
         assert kinds(rest) == ["ModelVersion/run"], "kept, should somebody delete it"
