@@ -190,7 +190,7 @@ async def server() -> AsyncIterator[Server]:
 async def _served(kube: KubeClient) -> bool:
     try:
         for resource in (TRAINING_RUN, MODEL_VERSION, INFERENCE_POOL, RAY_JOB, RAY_SERVICE):
-            await kube.snapshot(resource)
+            await kube.request("list", "GET", resource.path(), params={"limit": "1"})
     except ApiError:
         return False
     return True

@@ -93,18 +93,19 @@ class FakeApi:
         return copy.deepcopy(self.objects.get(Key(resource, namespace, name)))
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, labels: str | None = None
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        labels: str | None = None,
+        versions: Any = None,
     ) -> AsyncIterator[Json]:
+        if versions is not None:
+            versions.append(next(self._versions))
         wanted = dict(pair.split("=", 1) for pair in labels.split(",")) if labels else {}
         for key, obj in list(self.objects.items()):
             have = obj["metadata"].get("labels") or {}
             if key.resource == resource and all(have.get(name) == value for name, value in wanted.items()):
                 yield copy.deepcopy(obj)
-
-    async def snapshot(
-        self, resource: Resource, namespace: str | None = None, labels: str | None = None
-    ) -> tuple[Items, int]:
-        return [obj async for obj in self.list(resource, namespace, None)], next(self._versions)
 
     def _write(self, change: Any) -> Any:
         self.writes += 1

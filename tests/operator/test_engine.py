@@ -76,7 +76,7 @@ class TestCache:
         cache = Cache()
         for name, version in (("gone", 5), ("kept", 6), ("newer", 20)):
             cache.upsert(RAY_JOB, thing(name, version))
-        gone = cache.reap(RAY_JOB, None, [thing("kept", 6)], version=10)
+        gone = cache.reap(RAY_JOB, None, {Key(RAY_JOB, "n", "kept")}, version=10)
         assert [o["metadata"]["name"] for o in gone] == ["gone"]
         assert cache.get(RAY_JOB, "n", "newer") is not None
 
@@ -120,6 +120,16 @@ class TestQueue:
         assert [queue.failed("a") for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
         queue.done("a")
         assert queue.failed("a") == 0.5
+
+    async def test_a_worker_that_is_stopped_just_when_work_comes_stops(self) -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        worker = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        queue.add("a")
+        worker.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await worker
 
     async def test_one_objects_trouble_holds_up_no_other(self) -> None:
         queue: WorkQueue[str] = WorkQueue()

@@ -27,7 +27,8 @@ from sluice_devcluster.programs import built_programs
 
 PREFIX = "sluice-control-plane-"
 LOCK = ".lock"
-SERVICE_RANGE = "10.0.0.0/24"
+SERVICE_RANGE = "10.0.0.0/16"
+"""Room for 65,000 Services: a /24 is full after 253 pools."""
 READY_DEADLINE_S = 60.0
 END_DEADLINE_S = 10.0
 

@@ -85,7 +85,9 @@ class Artifacts:
     async def _call(self, function: Callable[[], T]) -> T | Problem:
         async with self._slots:
             try:
-                return await asyncio.wait_for(asyncio.to_thread(function), DEADLINE)
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with its result.
+                async with asyncio.timeout(DEADLINE):
+                    return await asyncio.to_thread(function)
             except NotFoundError as error:
                 return Problem("NotFound", str(error))
             except ChecksumError as error:

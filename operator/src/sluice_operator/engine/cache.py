@@ -8,7 +8,7 @@ that an older event which arrives late brings nothing back.
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any, NamedTuple
 
 from sluice_operator.kube.resources import OWN, Resource
@@ -98,12 +98,11 @@ class Cache:
         self._unlink(key, known)
         return True
 
-    def reap(self, resource: Resource, namespace: str | None, listed: Iterable[Object], version: int) -> Objects:
+    def reap(self, resource: Resource, namespace: str | None, listed: Set[Key], version: int) -> Objects:
         """Drop what a list at `version` no longer holds: a watch that was interrupted never tells of deletions in
         between. Returns what was dropped."""
-        names = {key_of(resource, obj) for obj in listed}
         known = [(key_of(resource, obj), obj) for obj in self.list(resource, namespace)]
-        gone = [(key, obj) for key, obj in known if key not in names and _version(obj) <= version]
+        gone = [(key, obj) for key, obj in known if key not in listed and _version(obj) <= version]
         for key, obj in gone:
             del self._objects[resource][key.namespace][key.name]
             self._unlink(key, obj)

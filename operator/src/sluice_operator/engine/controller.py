@@ -94,19 +94,20 @@ class Controller:
         """Bring the cache up to date with lists of everything: at the start, and now and then."""
         for resource in (*OWN, *CHILDREN):
             for namespace in self._namespaces:
+                versions: list[int] = []
+                listed: set[Key] = set()
+                selector = None if resource in OWN else SELECTOR
                 try:
-                    items, version = await self._kube.snapshot(
-                        resource, namespace, None if resource in OWN else SELECTOR
-                    )
+                    async for item in self._kube.list(resource, namespace, selector, versions):
+                        self.changed(resource, item, deleted=False)
+                        listed.add(key_of(resource, item))  # never all objects whole: they would be most of the memory
                 except ApiError as error:
                     if error.status != 404:
                         raise
                     level = logging.DEBUG if resource in OPTIONAL else logging.WARNING
                     log.log(level, "the API server does not know %s; waiting for its CRD", resource)
                     continue
-                for item in items:
-                    self.changed(resource, item, deleted=False)
-                for gone in self.cache.reap(resource, namespace, items, version):
+                for gone in self.cache.reap(resource, namespace, listed, versions[0]):
                     for one in self._concerned(key_of(resource, gone), gone):
                         self.queue.add(one)
 

@@ -5,6 +5,7 @@ are still one look. That is what makes the operator level-triggered: it is told 
 """
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 from collections.abc import Hashable
@@ -49,10 +50,11 @@ class WorkQueue(Generic[K]):
                 self._busy.add(key)
                 return key
             self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), wait)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with its result, and a
+                # worker that was to stop would go on.
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
 
     def done(self, key: K, again_in: float | None = None) -> None:
         """`key` was looked at and all went well; look again in `again_in` seconds, if given."""

@@ -17,7 +17,7 @@ from sluice_operator.kube.credentials import connection
 from sluice_operator.kube.resources import CHILDREN, OWN, Resource
 from sluice_operator.plan import Object
 
-PAGE = 500
+PAGE = 200
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 BACKOFFS = [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]
 """Seconds between kopf's attempts at one request. An API server that is away for longer ends this process; the next one

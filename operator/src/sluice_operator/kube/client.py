@@ -18,11 +18,10 @@ from sluice_operator.kube.credentials import connection
 from sluice_operator.kube.resources import Resource
 
 Json = dict[str, Any]
-Items = list[Json]
 Versions = list[int]
 
 DEADLINE = aiohttp.ClientTimeout(total=30, connect=10)
-PAGE = 500
+PAGE = 200
 """Objects a list request: keeps the spike in memory small on both sides."""
 ATTEMPTS = 4
 RETRIED = {429, 500, 502, 503, 504}
@@ -209,14 +208,6 @@ class KubeClient:
                 return False
             raise
         return any(r.get("name") == resource.plural for r in found.get("resources") or [])
-
-    async def snapshot(
-        self, resource: Resource, namespace: str | None = None, labels: str | None = None
-    ) -> tuple[Items, int]:
-        """All objects that match, and the resourceVersion at which they did."""
-        versions: Versions = []
-        items = [item async for item in self.list(resource, namespace, labels, versions)]
-        return items, versions[0]
 
     async def list(
         self,
