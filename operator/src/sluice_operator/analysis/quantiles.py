@@ -77,11 +77,13 @@ def quantile(counts: Sequence[float], edges: Sequence[float], p: float) -> float
     return float(edges[-1])
 
 
-def log_evidence_above(candidate: Survival, stable: Survival, factor: float, p: float, futile: float = -inf) -> float:
+def log_evidence_above(
+    candidate: Survival, stable: Survival, factor: float, p: float, futile: float = -inf, enough: float = inf
+) -> float:
     """The log of the e-process against "the candidate's p-quantile is at most `factor` times stable's".
 
-    Less than `futile` counts as none at all, which is found sooner."""
-    found = _log_evidence(candidate, stable, log(factor) / STEP, 0.0, p, bets(minority_up=True), futile, inf)
+    Less than `futile` counts as none at all, and `enough` is as good as more: both are found sooner."""
+    found = _log_evidence(candidate, stable, log(factor) / STEP, 0.0, p, bets(minority_up=True), futile, enough)
     return found if found >= futile else -inf
 
 

@@ -171,8 +171,12 @@ def _latency(metric: RolloutMetric, stable: VersionCounts, candidate: VersionCou
     apart = [(Survival(a), Survival(b)) for a, b in pairs if any(a) and any(b)]
 
     def harmful(growth: float) -> bool:
+        enough = levels.harm + log(2) + mix  # half the stake is on the pooled counts
+        together = log_evidence_above(*pooled, 1 + growth, P, futile=FUTILE, enough=enough)
+        if together >= enough:
+            return True
         every = [log_evidence_above(a, b, 1 + growth, P, futile=FUTILE) for a, b in apart]
-        return log_harm(log_evidence_above(*pooled, 1 + growth, P, futile=FUTILE), every, mix) >= levels.harm
+        return log_harm(together, every, mix) >= levels.harm
 
     def equivalent(growth: float) -> bool:
         bound = levels.pass_ + mix
@@ -207,8 +211,11 @@ def _output_length(
     pooled = (candidate.output_tokens.counts, stable.output_tokens.counts)
 
     def harmful(margin: float) -> bool:
+        together = log_evidence_apart(*pooled, margin)
+        if together >= levels.harm + log(2) + mix:  # half the stake is on the pooled counts
+            return True
         every = [log_evidence_apart(a, b, margin) for a, b in apart]
-        return log_harm(log_evidence_apart(*pooled, margin), every, mix) >= levels.harm
+        return log_harm(together, every, mix) >= levels.harm
 
     def equivalent(margin: float) -> bool:
         return are_close(*pooled, margin, levels.pass_ + mix)
