@@ -86,8 +86,10 @@ async def run(settings: Settings, stop: asyncio.Event | None = None) -> None:
             metrics.leading.set(1)
             await _lead(settings, kube, controller, leader, stop)
         finally:
-            await leader.release()
-            await health.cleanup()
+            try:
+                await leader.release()
+            finally:
+                await health.cleanup()
 
 
 async def _lead(
@@ -96,13 +98,12 @@ async def _lead(
     """Everything only the leader does."""
     watcher = Watcher(controller.changed, settings.watch_namespaces)
     tasks: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait(), name="stop")]
+    listed = asyncio.create_task(controller.relist(), name="first list")
     if settings.leader_election:
         tasks.append(asyncio.create_task(leader.keep(), name="lease"))
     try:
-        listed = asyncio.create_task(controller.relist(), name="first list")
         await asyncio.wait([listed, *tasks], return_when=asyncio.FIRST_COMPLETED)
         if not listed.done():
-            listed.cancel()
             return
         listed.result()
         log.info("%d objects known; watching", len(controller.cache))
@@ -112,9 +113,9 @@ async def _lead(
         for task in done:
             task.result()
     finally:
-        for task in tasks:
+        for task in (listed, *tasks):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(listed, *tasks, return_exceptions=True)
 
 
 async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
