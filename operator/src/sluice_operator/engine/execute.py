@@ -14,7 +14,7 @@ from sluice_operator.engine.cache import Cache, Key, key_of
 from sluice_operator.engine.difference import is_so, stamped
 from sluice_operator.kube.client import ApiError, ApiUnreachable, KubeClient
 from sluice_operator.kube.resources import EVENT, Resource
-from sluice_operator.plan import Apply, Event, Meta, Object, Plan
+from sluice_operator.plan import Apply, Event, EventType, Meta, Object, Plan
 
 MANAGERS = {
     "TrainingRun": "sluice-trainingrun",
@@ -59,7 +59,7 @@ class Executor:
                 raise
             message = _explain(error, apply)
             await self._write_status(resource, obj, _with_rejection(obj, plan.status, message))
-            await self.tell(resource, obj, [Event(REJECTED, message)])
+            await self.tell(resource, obj, [Event(REJECTED, message, EventType.WARNING)])
             raise RejectedError(message) from error
         if not status_first:
             await self.tell(resource, obj, plan.events)
