@@ -13,11 +13,11 @@ from sluice_operator.engine.breaker import Breaker
 from sluice_operator.engine.cache import Cache, Key, owner_of
 from sluice_operator.engine.controller import Controller
 from sluice_operator.engine.difference import APPLIED, is_so, stamped
-from sluice_operator.engine.leader import Leader
+from sluice_operator.engine.leader import Leader, LeadershipLostError
 from sluice_operator.engine.metrics import Metrics, serve
 from sluice_operator.engine.queue import WorkQueue
 from sluice_operator.kinds import UnreadableError, _parse, references
-from sluice_operator.kube.client import KubeClient
+from sluice_operator.kube.client import ApiError, ApiUnreachable, KubeClient
 from sluice_operator.kube.resources import EVENT, INFERENCE_POOL, LEASE, MODEL_VERSION, RAY_JOB, TRAINING_RUN
 from sluice_operator.plan import Plan
 
@@ -310,6 +310,62 @@ def test_a_status_that_does_not_read_is_never_taken_for_an_empty_one() -> None:
     }
     with pytest.raises(UnreadableError, match=r"status\.fromTheFuture"):
         _parse(TrainingRunStatus, obj, "status")
+
+
+class _LeaseApi:
+    """A Lease in memory, whose writes can fail before or after they count."""
+
+    def __init__(self) -> None:
+        self.lease: dict[str, Any] | None = None
+        self.away = False
+        self.loses_answers = 0
+
+    async def get(self, *_: object) -> dict[str, Any] | None:
+        if self.away:
+            raise ApiUnreachable("away")
+        return self.lease
+
+    async def create(self, _: object, lease: dict[str, Any]) -> dict[str, Any]:
+        return self._store(lease, 1)
+
+    async def replace(self, _: object, lease: dict[str, Any]) -> dict[str, Any]:
+        assert self.lease is not None
+        version = int(self.lease["metadata"]["resourceVersion"])
+        if self.loses_answers:  # the client's own repetition then meets what the first attempt has written
+            self.loses_answers -= 1
+            self._store(lease, version + 1)
+            raise ApiError("replace", "the Lease", 409, "Conflict", "it was changed")
+        return self._store(lease, version + 1)
+
+    def _store(self, lease: dict[str, Any], version: int) -> dict[str, Any]:
+        self.lease = {**lease, "metadata": {**lease["metadata"], "resourceVersion": str(version)}}
+        return self.lease
+
+
+class TestKeepingTheLease:
+    @pytest.fixture(autouse=True)
+    def _hurried(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sluice_operator.engine.leader.RENEW_SECONDS", 0.01)
+        monkeypatch.setattr("sluice_operator.engine.leader.GIVE_UP_SECONDS", 0.1)
+
+    async def test_a_holder_that_cannot_renew_gives_up(self) -> None:
+        api = _LeaseApi()
+        leader = Leader(api, "n", "me")  # type: ignore[arg-type]
+        await leader.acquire()
+        api.away = True
+        with pytest.raises(LeadershipLostError, match="could not be renewed"):
+            await asyncio.wait_for(leader.keep(), 10)
+
+    async def test_a_renewal_whose_answer_got_lost_is_no_loss(self) -> None:
+        api = _LeaseApi()
+        leader = Leader(api, "n", "me")  # type: ignore[arg-type]
+        await leader.acquire()
+        api.loses_answers = 1
+        keeping = asyncio.create_task(leader.keep())
+        while int((api.lease or {})["metadata"]["resourceVersion"]) < 5 and not keeping.done():
+            await asyncio.sleep(0.01)
+        assert not keeping.done()
+        keeping.cancel()
 
 
 @pytest.mark.apiserver
