@@ -10,7 +10,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from sluice_contracts.manifest import Manifest
 from sluice_contracts.training_run import GateResult, ManifestReference, ParityLimits
 from sluice_devcluster.apiserver import ControlPlane
 from sluice_devcluster.kuberay.crds import definitions
+from sluice_devcluster.ports import free_port
 from sluice_operator.kube.client import ApiError, KubeClient
 from sluice_operator.kube.resources import (
     CONFIG_MAP,
@@ -211,9 +211,7 @@ class Operator:
 
     def __init__(self, namespace: str, at: Server) -> None:
         self._at = at
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self._port = int(s.getsockname()[1])
+        self._port = free_port()
         self._environment = os.environ | {
             "SLUICE_NAMESPACE": namespace,
             "SLUICE_WATCH_NAMESPACES": namespace,

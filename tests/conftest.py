@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,20 +38,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = sorted((i for i in items if layer_of(i) in wanted), key=lambda i: LAYERS.index(layer_of(i)))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    begin = time.monotonic()
-    try:
-        return (yield)
-    finally:
-        _seconds[layer_of(item)] += time.monotonic() - begin
-        _counts[layer_of(item)] += 1
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    # Reports, not items: with several workers only these reach the process that writes the summary.
+    layer = next((layer for layer in reversed(LAYERS) if layer in report.keywords), "unit")
+    _seconds[layer] += report.duration
+    _counts[layer] += report.when == "call"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for layer in LAYERS:
         if _counts[layer]:
-            terminalreporter.write_line(f"{layer:>10}: {_counts[layer]:4} tests in {_seconds[layer]:6.1f} s")
+            terminalreporter.write_line(f"{layer:>10}: {_counts[layer]:4} tests of {_seconds[layer]:6.1f} s")
 
 
 @dataclass(frozen=True)

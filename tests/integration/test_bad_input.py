@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import yaml
-from sluice_devcluster.apiserver import free_ports
+from sluice_devcluster.ports import free_port, free_ports
 
 BIN = Path(sys.executable).parent
 REPOSITORY = Path(__file__).parents[2]
@@ -167,7 +167,7 @@ def test_a_corrupt_batch_of_signals(user: User) -> None:
 def test_a_missing_bucket(user: User) -> None:
     from sluice_devcluster.programs import built_programs
 
-    (port,) = free_ports(1)
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     program = str(built_programs() / "fake-gcs-server")
     command = [program, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
@@ -344,7 +344,7 @@ def test_a_device_without_a_model(publisher: User, command: list[str]) -> None:
 
 
 def test_a_device_whose_repository_does_not_answer(publisher: User) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     assert edge_init(publisher, f"http://127.0.0.1:{port}/releases").code == 0
     helps(edge(publisher, "sync"), 1, f"http://127.0.0.1:{port}/releases", "is the repository reachable?")
 
@@ -468,7 +468,7 @@ def test_no_cluster_to_speak_of(user: User) -> None:
 
 
 def test_a_cluster_that_does_not_answer(user: User) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
     config = {
         "apiVersion": "v1",

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from sluice_contracts.training_run import (
     TrainingRunSpec,
 )
 from sluice_devcluster.kuberay.crds import definitions
+from sluice_devcluster.ports import free_port
 from sluice_operator.children.gateway import pod_labels
 from sluice_operator.kube.client import KubeClient
 from sluice_operator.kube.resources import (
@@ -373,16 +373,7 @@ def ray_kinds(kubectl: Any) -> Any:
 
 
 @pytest.fixture
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-@pytest.fixture
-async def cluster(
-    ray_kinds: Any, bucket: Bucket, free_port: int, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Cluster]:
+async def cluster(ray_kinds: Any, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
     """A fresh namespace, with the operator running in it."""
     monkeypatch.setenv("KUBECONFIG", str(ray_kinds.kubeconfig))
     namespace = f"t-{uuid.uuid4().hex[:8]}"
@@ -391,7 +382,7 @@ async def cluster(
         namespace=namespace,
         watch_namespaces=(namespace,),
         storage_uri=bucket.uri,
-        http_port=free_port,
+        http_port=free_port(),
         resync_seconds=600.0,
         identity=f"test-{namespace}",
     )

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sluice_contracts.training_run import TrainingRunStatus
+from sluice_devcluster.ports import free_port
 from sluice_operator.engine import breaker
 from sluice_operator.engine.breaker import Breaker
 from sluice_operator.engine.cache import Cache, Key, owner_of
@@ -215,10 +216,11 @@ class TestBreaker:
 
 
 class TestHealth:
-    async def test_health_and_readiness_name_the_trouble(self, free_port: int) -> None:
+    async def test_health_and_readiness_name_the_trouble(self) -> None:
         trouble: dict[str, str | None] = {"healthz": None, "readyz": "the API server has not answered yet"}
+        port = free_port()
         runner = await serve(
-            free_port,
+            port,
             Metrics(),
             lambda: None,
             unwell=lambda: trouble["healthz"],
@@ -229,7 +231,7 @@ class TestHealth:
             async with aiohttp.ClientSession() as http:
 
                 async def ask(what: str) -> tuple[int, str]:
-                    async with http.get(f"http://127.0.0.1:{free_port}/{what}") as response:
+                    async with http.get(f"http://127.0.0.1:{port}/{what}") as response:
                         return response.status, (await response.text()).strip()
 
                 assert await ask("healthz") == (200, "ok")

@@ -17,7 +17,6 @@ import contextlib
 import gc
 import json
 import re
-import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -28,6 +27,7 @@ import pytest
 from aiohttp import web
 from sluice_contracts.analysis import AnalysisSnapshot, VersionCounts
 from sluice_contracts.job import JobConfig, JobResult
+from sluice_devcluster.ports import free_port
 from sluice_operator.children.gateway import gateway_name
 from sluice_operator.children.routes import read_routes, routes_name
 from sluice_operator.kube import client as client_
@@ -198,7 +198,7 @@ class Kubelet:
 
             async with FaultyProxy(self._kubeconfig, self._folder, self.book, decide, wrote) as proxy:
                 self._patch.setenv("KUBECONFIG", str(proxy.kubeconfig))
-                settings = replace(self._cluster.settings, http_port=port(), concurrency=self.concurrency)
+                settings = replace(self._cluster.settings, http_port=free_port(), concurrency=self.concurrency)
                 operator = asyncio.create_task(run(settings, asyncio.Event()))
                 self.started += 1
                 self._all.append(operator)
@@ -208,12 +208,6 @@ class Kubelet:
                 finally:
                     waiting.cancel()
                     operator.cancel()
-
-
-def port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.fixture
@@ -235,7 +229,11 @@ async def a_life(ray_kinds: Any, folder: Path, address: str, monkeypatch: pytest
     namespace, bucket = f"life-{uuid.uuid4().hex[:8]}", Bucket(folder / "bucket")
     assert ray_kinds("create", "namespace", namespace).returncode == 0
     settings = Make.settings(
-        namespace=namespace, watch_namespaces=(namespace,), storage_uri=bucket.uri, http_port=port(), identity="one"
+        namespace=namespace,
+        watch_namespaces=(namespace,),
+        storage_uri=bucket.uri,
+        http_port=free_port(),
+        identity="one",
     )
     snapshot = AnalysisSnapshot(instance="i", window="", since="2026-11-21T12:00:00Z", versions={})
     gateway = FakeGateway(address, snapshot)

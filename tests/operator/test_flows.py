@@ -12,6 +12,7 @@ import pytest
 from sluice_contracts.analysis import AnalysisSnapshot, VersionCounts
 from sluice_contracts.job import JobResult
 from sluice_contracts.training_run import GateResult, Stage
+from sluice_devcluster.ports import free_port
 from sluice_operator.kube.resources import (
     CONFIG_MAP,
     DEPLOYMENT,
@@ -405,9 +406,7 @@ async def test_nothing_is_written_at_rest(cluster: Any, bucket: Any, make: Any) 
     assert writes <= 2, "only the Lease is written"
 
 
-async def test_killed_at_any_moment_it_goes_on(
-    cluster: Any, bucket: Any, make: Any, ray_kinds: Any, free_port: int
-) -> None:
+async def test_killed_at_any_moment_it_goes_on(cluster: Any, bucket: Any, make: Any, ray_kinds: Any) -> None:
     """The operator as a process of its own, killed without warning between every two steps of a run."""
     await cluster.stop()
     environment = os.environ | {
@@ -419,7 +418,7 @@ async def test_killed_at_any_moment_it_goes_on(
         "SLUICE_IMAGE_SERVE": "s",
         "SLUICE_IMAGE_GATEWAY": "g",
         "SLUICE_IMAGE_PUBLISHER": "p",
-        "SLUICE_HTTP_PORT": str(free_port),
+        "SLUICE_HTTP_PORT": str(free_port()),
         "SLUICE_LEADER_ELECTION": "false",
         "SLUICE_GIT_SHA": "c0ffee",
     }

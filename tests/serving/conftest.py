@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -15,18 +14,12 @@ import openai
 import pytest
 from aiohttp import web
 from sluice_contracts.routing import Backend, RoutingLimits, RoutingTable
+from sluice_devcluster.ports import free_port
 from sluice_serving.gateway.main import serve
 from sluice_serving.gateway.settings import Settings
 
 MODEL = "support-bot"
 KEY = "sk-test-5f1c2d"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = 5.0) -> None:

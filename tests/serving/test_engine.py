@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,22 +18,13 @@ from typing import Any
 import pytest
 from sluice_contracts.base import sha256
 from sluice_contracts.routing import Backend
+from sluice_devcluster.ports import free_ports
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
 LINEAGE = "f" * 64
 CONTEXT = 256
 _ANY = "sha256:" + "a" * 64
-
-
-def free_ports(n: int) -> list[int]:
-    probes = [socket.socket() for _ in range(n)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def write_tiny_model(folder: Path) -> None:

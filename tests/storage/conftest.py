@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sluice_devcluster.apiserver import free_ports
+from sluice_devcluster.ports import free_port
 from sluice_devcluster.programs import built_programs
 from sluice_storage import Store, open_store
 
@@ -18,7 +18,7 @@ START_DEADLINE_S = 20.0
 @pytest.fixture(scope="session")
 def emulator() -> Iterator[str]:
     """The emulator's address, with one bucket named `models`."""
-    (port,) = free_ports(1)
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [str(built_programs() / "fake-gcs-server"), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
     process = subprocess.Popen(

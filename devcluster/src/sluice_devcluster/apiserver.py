@@ -9,7 +9,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -23,6 +22,7 @@ from sluice_devcluster import control_plane as cp
 from sluice_devcluster import pki
 from sluice_devcluster.errors import DevClusterError
 from sluice_devcluster.files import write_file
+from sluice_devcluster.ports import free_ports
 from sluice_devcluster.programs import built_programs
 
 PREFIX = "sluice-control-plane-"
@@ -159,15 +159,3 @@ def remove_abandoned() -> None:
         with contextlib.suppress(OSError), file.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(file.parent, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """TCP ports of loopback that nothing listens on now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
