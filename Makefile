@@ -16,6 +16,9 @@ export HF_HUB_OFFLINE := 1
 LAYERS ?= unit apiserver cluster e2e
 ROOT := $(if $(filter cluster e2e,$(LAYERS)),.ci/as-root)
 DEMO_ROOT := $(if $(filter existing,$(SLUICE_CLUSTER)),,.ci/as-root)
+# Some layers may run on two workers; the local cluster is one, with fixed addresses.
+SHARED := $(filter unit apiserver,$(LAYERS))
+ALONE := $(filter cluster e2e,$(LAYERS))
 PREPARED := $(if $(filter-out unit,$(LAYERS)),setup,environment)
 
 help: ## Show the commands
@@ -31,7 +34,12 @@ demo: setup ## The whole loop, once, on real parts (SLUICE_CLUSTER=existing for 
 	@$(DEMO_ROOT) $(BIN)/sluice-dev demo
 
 test: $(PREPARED) lint ## Lint, then all tests, cheapest first (LAYERS="unit apiserver" for some)
-	@$(ROOT) $(BIN)/python -m pytest --layers="$(LAYERS)"
+ifneq ($(SHARED),)
+	@$(ROOT) $(BIN)/python -m pytest --layers="$(SHARED)" --numprocesses=2 --dist=loadfile
+endif
+ifneq ($(ALONE),)
+	@$(ROOT) $(BIN)/python -m pytest --layers="$(ALONE)"
+endif
 
 lint: environment ## Formatting, lint, types, borders between the rooms, generated files
 	$(BIN)/ruff format --check --quiet .
