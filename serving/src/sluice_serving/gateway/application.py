@@ -41,14 +41,14 @@ class Api:
                 await self.gateway.complete("text", scope, receive, send)
             elif path == "/v1/models" or path.startswith("/v1/models/"):
                 _only(scope, "GET")
-                await _send_json(send, 200, self._models(scope, path.removeprefix("/v1/models").strip("/")))
+                await _send_json(send, 200, await self._models(scope, path.removeprefix("/v1/models").strip("/")))
             else:
                 raise ApiError(404, f"Unknown request URL: {scope['method']} {path[:128]}.", code="unknown_url")
         except ApiError as error:
             await _send_json(send, error.status, error.body(), error.headers())
 
-    def _models(self, scope: Scope, wanted: str) -> object:
-        self.gateway.authenticate(scope)
+    async def _models(self, scope: Scope, wanted: str) -> object:
+        await self.gateway.authenticate(scope)
         table = self.gateway.table
         models = [] if table is None else [{"id": table.model, "object": "model", "created": 0, "owned_by": "sluice"}]
         if not wanted:

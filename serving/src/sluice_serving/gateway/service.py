@@ -26,6 +26,7 @@ from sluice_serving.gateway.interactions import Interaction, InteractionLog, pse
 from sluice_serving.gateway.keys import KeyStore
 from sluice_serving.gateway.observations import Gauges, Observations, Outcome
 from sluice_serving.gateway.split import choose
+from sluice_serving.gateway.tenants import Caller
 from sluice_serving.gateway.upstream import ATTEMPTS, RETRY_PAUSE_SECONDS, Upstream, chunks_of, read_answer
 
 logger = logging.getLogger("sluice.gateway")
@@ -42,6 +43,8 @@ class Exchange:
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     began: float = field(default_factory=time.monotonic)
     tenant: str = ""
+    caller: Caller | None = None
+    """Key, priority and budgets; None until the key is known."""
     user: str | None = None
     person: str | None = None
     backend: Backend | None = None
@@ -109,23 +112,24 @@ class Gateway:
             ready=self.ready,
         )
 
-    def authenticate(self, scope: Scope) -> str:
-        """The tenant. Raises ApiError 401."""
+    async def authenticate(self, scope: Scope) -> Caller:
+        """Who asks. Raises ApiError 401."""
         value = header(scope, b"authorization")
         scheme, _, key = value.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise ApiError(401, "You didn't provide an API key: send it as `Authorization: Bearer <key>`.",
                            code="missing_api_key")  # fmt: skip
-        tenant = self.keys.authenticate(key.strip())
-        if tenant is None:
+        caller = self.keys.authenticate(key.strip())
+        if caller is None:
             raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
-        return tenant
+        return caller
 
     async def complete(self, kind: Kind, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one completion request; stop all work for it when the client leaves."""
         exchange = Exchange(kind)
         try:
-            exchange.tenant = self.authenticate(scope)
+            exchange.caller = await self.authenticate(scope)
+            exchange.tenant = exchange.caller.tenant
             table = self._table()
             body = await read_body(scope, receive, table.limits.max_request_bytes)
             exchange.request_bytes = len(body)
