@@ -36,16 +36,34 @@ def recorded() -> Any:
     return load
 
 
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
-    """A local cluster's place, empty at first and emptied at last, whatever the test left."""
+def _place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    """A local cluster's place, empty at first and emptied at last, whatever the tests left."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("the local cluster needs Linux and root")
     if os.environ.get("SLUICE_CLUSTER", "local") != "local":
         pytest.skip("SLUICE_CLUSTER asks for another cluster than the local one")
     if cluster.status(State.default()).running:
         pytest.fail("a local cluster runs already; the tests need its addresses: `sluice-dev down`")
-    monkeypatch.setenv("SLUICE_STATE", str(tmp_path / "dev"))
+    monkeypatch.setenv("SLUICE_STATE", str(folder / "dev"))
     state = State.default()
     yield state
     cluster.down(state, _silent)
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    """The place of a cluster that the test starts and stops itself."""
+    yield from _place(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield from _place(tmp_path_factory.mktemp("cluster"), monkeypatch)
+
+
+@pytest.fixture
+def running(_shared: State) -> State:
+    """A ready cluster, the same for a module's tests; one that a test has left broken is repaired."""
+    cluster.up(_shared, _silent)
+    return _shared

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -160,25 +159,6 @@ def test_an_up_that_was_killed_half_way_is_repaired(state: State) -> None:
     assert traces() == before
 
 
-def test_a_program_of_the_node_that_dies_comes_back(state: State) -> None:
-    cluster.up(state, silent)
-    api_servers = [p for p in Path("/proc").glob("[0-9]*") if (p / "comm").read_text() == "kube-apiserver\n"]
-    mine = [p for p in api_servers if str(state.root) in (p / "cmdline").read_text()]
-    os.kill(int(mine[0].name), signal.SIGKILL)
-
-    until(lambda: not cluster.status(state).ready, "loss of the API server")
-    until(lambda: cluster.status(state).ready, "return of the API server", 60)
-
-
-def test_two_clusters_do_not_meet(state: State, tmp_path: Path) -> None:
-    cluster.up(state, silent)
-
-    for act in (cluster.up, cluster.down):
-        with pytest.raises(DevClusterError, match=rf"another local cluster runs, from {state.root}"):
-            act(State(tmp_path / "other"), silent)
-    assert cluster.status(state).ready
-
-
 def test_taken_addresses_are_named(state: State) -> None:
     network.ip("link", "add", "sluicetest0", "type", "veth", "peer", "name", "sluicetest1")
     try:
@@ -187,25 +167,3 @@ def test_taken_addresses_are_named(state: State) -> None:
             cluster.up(state, silent)
     finally:
         network.ip("link", "delete", "sluicetest0")
-
-
-def test_storage_speaks_as_cloud_storage_does(state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from sluice_storage import open_store
-
-    cluster.up(state, silent)
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", network.STORAGE)
-    big = os.urandom(9 * 1024 * 1024)  # large enough for a resumable upload
-    (tmp_path / "big").write_bytes(big)
-    store = open_store("gs://sluice/runs/1")
-    store.upload(tmp_path / "big", "pieces/big")
-    store.write("small.json", b"{}")
-
-    assert list(store.list()) == ["pieces/big", "small.json"]
-    store.download("pieces/big", tmp_path / "back")
-    assert (tmp_path / "back").read_bytes() == big
-    request = urllib.request.Request(f"{network.STORAGE}/sluice/runs/1/pieces/big", headers={"Range": "bytes=5-14"})
-    with urllib.request.urlopen(request, timeout=5) as reply:
-        assert reply.status == 206
-        assert reply.read() == big[5:15]
-    with socket.create_connection((network.NODE_ADDRESS, network.STORAGE_PORT), 2):
-        pass

@@ -7,7 +7,6 @@ import urllib.request
 from typing import Any
 
 import pytest
-from sluice_devcluster import cluster
 from sluice_devcluster.places import State
 from sluice_devcluster.programs import built_programs
 
@@ -57,12 +56,11 @@ def named(kind: str, version: str, name: str, **rest: Any) -> JSON:
 
 
 @pytest.fixture
-def state_up(state: State) -> State:
-    cluster.up(state, lambda step: None)
+def state_up(running: State) -> State:
     namespace = named("Namespace", "v1", NAMESPACE)
     namespace["metadata"] = {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
-    apply(state, namespace, named("ConfigMap", "v1", "app", data={"hello.py": APPLICATION}))
-    return state
+    apply(running, namespace, named("ConfigMap", "v1", "app", data={"hello.py": APPLICATION}))
+    return running
 
 
 def kubectl(state: State, *arguments: str, stdin: str | None = None) -> str:

@@ -26,6 +26,8 @@ from sluice_devcluster.readiness import Checks
 
 UP_DEADLINE_S = 120.0
 NAMESPACES_DEADLINE_S = 20.0
+ABSENT_S = 2.0
+"""A node whose processes are not seen for so long has ended."""
 
 Report = Callable[[str], None]
 
@@ -179,12 +181,16 @@ def _launch(state: State) -> None:
         )
     end = time.monotonic() + NAMESPACES_DEADLINE_S
     ours = processes.namespace(os.getpid(), "net")
+    seen = time.monotonic()
     while True:
         nodes = _node(state)
         first = [p for p in nodes if processes.namespace(p, "net") not in (ours, None)]
         if first:
             break
-        if done.returncode or not nodes or time.monotonic() > end:
+        # A process that is just becoming another program shows no command line for a moment: only a lasting absence
+        # is an end.
+        seen = time.monotonic() if nodes else seen
+        if done.returncode or time.monotonic() > min(end, seen + ABSENT_S):
             text = (state.logs / "node.log").read_text().strip()
             raise DevClusterError(f"the node's namespaces could not be made: {text or 'no answer from unshare'}")
         time.sleep(0.02)
