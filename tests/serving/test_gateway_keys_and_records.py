@@ -1,23 +1,15 @@
 """Keys that rotate, secrets that stay out of logs, and the record of each request."""
 
 import asyncio
-import getpass
 import hashlib
 import logging
-import os
 import shutil
 import sqlite3
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
-from sluice_serving.gateway.interactions import Interaction, InteractionLog, open_database, pseudonym
 from sluice_serving.gateway.keys import KeyStore
 from sluice_serving.gateway.settings import SettingsError, read_settings
 
@@ -132,114 +124,3 @@ def _rows(path: Path) -> list[sqlite3.Row]:
         rows = connection.execute("SELECT * FROM ai_interactions ORDER BY time").fetchall()
     connection.close()
     return rows
-
-
-def interaction(i: int, age: timedelta = timedelta()) -> Interaction:
-    return Interaction(
-        id=f"id{i}", time=datetime.now(UTC) - age, tenant="acme", user=pseudonym(b"k", "acme", "jane"), model=MODEL,
-        version="v1", lineage="l", context_reference=None, prompt_tokens=1, output_tokens=2, ttft=0.1, latency=0.2,
-        finish_reason="stop", route="split", outcome="ok",
-    )  # fmt: skip
-
-
-def test_a_pseudonym_depends_on_key_tenant_and_user() -> None:
-    first = pseudonym(b"k", "acme", "jane")
-    assert first == pseudonym(b"k", "acme", "jane")
-    others = {pseudonym(b"other", "acme", "jane"), pseudonym(b"k", "rival", "jane"), pseudonym(b"k", "acme", "john")}
-    assert first not in others
-    assert pseudonym(b"k", "acme", None) is None
-
-
-async def test_old_interactions_are_deleted(tmp_path: Path) -> None:
-    log = InteractionLog(open_database(f"sqlite:///{tmp_path}/i.db"), retention=3600)
-    log.add(interaction(1, timedelta(hours=2)))
-    log.add(interaction(2, timedelta(minutes=5)))
-    log.close()
-    await log.run()
-    again = InteractionLog(open_database(f"sqlite:///{tmp_path}/i.db"), retention=3600)
-    task = asyncio.create_task(again.run())
-    deadline = time.monotonic() + 5
-    while [r["id"] for r in _rows(tmp_path / "i.db")] != ["id2"]:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
-    again.close()
-    await task
-
-
-async def test_records_wait_for_a_database_that_is_away_within_bounds(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    blocked = tmp_path / "folder"
-    blocked.write_text("a file where a folder should be")
-    log = InteractionLog(open_database(f"sqlite:///{blocked}/i.db"), retention=3600, buffer=3)
-    task = asyncio.create_task(log.run())
-    for i in range(5):
-        log.add(interaction(i))
-    assert (log.waiting, log.dropped) == (3, 2)
-    deadline = time.monotonic() + 5
-    while "cannot write interactions" not in caplog.text:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
-    blocked.unlink()
-    while log.waiting:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
-    log.close()
-    await task
-    assert len(_rows(blocked / "i.db")) == 3
-
-
-POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL of Debian's, started for this module."""
-    if not POSTGRES:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    binaries = POSTGRES[-1].parent
-    folder = Path(tempfile.mkdtemp(prefix="sluice-pg-"))
-    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
-    shutil.chown(folder, user)
-    run: dict[str, Any] = {"check": True, "capture_output": True, "timeout": 60, "cwd": "/"}
-    if os.geteuid() == 0:
-        run |= {"user": user, "group": user, "extra_groups": []}  # PostgreSQL refuses to run as root
-    data = folder / "data"
-    subprocess.run([binaries / "initdb", "-D", data, "-A", "trust", "-U", "sluice", "--no-sync"], **run)
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-    log = folder / "log"
-    subprocess.run([binaries / "pg_ctl", "-D", data, "-w", "-l", log, "-o", options, "start"], **run)
-    try:
-        yield f"postgresql://sluice@/postgres?host={folder}"
-    finally:
-        subprocess.run([binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **run)
-        shutil.rmtree(folder)
-
-
-async def test_interactions_go_to_postgresql_and_survive_its_restarting_connections(postgres: str) -> None:
-    log = InteractionLog(open_database(postgres), retention=3600)
-    task = asyncio.create_task(log.run())
-    log.add(interaction(1, timedelta(hours=2)))
-    log.add(interaction(2))
-    connection = await asyncpg.connect(postgres)
-    try:
-        deadline = time.monotonic() + 10
-        while log.waiting:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE pid <> pg_backend_pid() AND usename = 'sluice'"
-        )
-        log.add(interaction(2))  # the same once more: a batch that was written, but whose answer was lost
-        log.add(interaction(3))
-        while log.waiting:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
-        log.close()
-        await task
-        rows = await connection.fetch("SELECT id, pseudonym, output_tokens FROM ai_interactions ORDER BY id")
-        assert [r["id"] for r in rows] == ["id2", "id3"]
-        assert rows[0]["output_tokens"] == 2
-    finally:
-        await connection.close()

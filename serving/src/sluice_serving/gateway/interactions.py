@@ -1,247 +1,206 @@
-"""`ai_interactions`: one row a request, without content, written in batches off the request's path.
+"""`ai_interactions`: one record a request, written in batches off the request's path.
 
-Records wait in a bounded buffer. When the database is away they wait longer; when the buffer is full the newest are
-dropped and counted, since a request must never wait for its record.
+A record waits in memory for at most half a second, is then written to a spool on disk, and from there to the database.
+From the moment it is on disk it is acknowledged: neither a crash nor an outage of the database loses it, within the
+spool's bound. What finds the memory or the spool full is dropped and counted, since a request must never wait for its
+record.
 """
 
 import asyncio
-import hashlib
-import hmac
+import json
 import logging
-from collections import deque
-from dataclasses import astuple, dataclass, fields
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import unquote
+from typing import Any
 
-import aiosqlite
-import asyncpg
+from sluice_serving.gateway.database import Database, DatabaseDown, DataRefused
+from sluice_serving.gateway.records import Content, Interaction, Record, expire, insert
+from sluice_serving.gateway.spool import Spool
 
 logger = logging.getLogger("sluice.gateway")
 
 BUFFER = 20_000
+BUFFER_CHARACTERS = 64 << 20
 BATCH = 500
 FLUSH_SECONDS = 0.5
 RETENTION_EVERY_SECONDS = 3600.0
 BACKOFF_SECONDS = (0.5, 30.0)
-CONNECT_SECONDS = 10.0
-COMMAND_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Interaction:
-    """One request. Times are in seconds. What was said is nowhere in it."""
-
-    id: str
-    time: datetime
-    tenant: str
-    user: str | None
-    """A keyed hash of the tenant and the user's name."""
-    model: str
-    version: str | None
-    lineage: str | None
-    context_reference: str | None
-    prompt_tokens: int | None
-    output_tokens: int | None
-    ttft: float | None
-    latency: float
-    finish_reason: str | None
-    route: str
-    """`stable` choice by weight: `split`; `failover`; `template`; `none` if it got no version."""
-    outcome: str
-
-
-COLUMNS = [f.name for f in fields(Interaction)]
-# "user" is a reserved word in SQL.
-SQL_COLUMNS = ["pseudonym" if name == "user" else name for name in COLUMNS]
-TABLE = """CREATE TABLE IF NOT EXISTS ai_interactions (
-  id TEXT PRIMARY KEY, time {time} NOT NULL, tenant TEXT NOT NULL, pseudonym TEXT, model TEXT NOT NULL, version TEXT,
-  lineage TEXT, context_reference TEXT, prompt_tokens INTEGER, output_tokens INTEGER, ttft DOUBLE PRECISION,
-  latency DOUBLE PRECISION NOT NULL, finish_reason TEXT, route TEXT NOT NULL, outcome TEXT NOT NULL)"""
-INDEX = "CREATE INDEX IF NOT EXISTS ai_interactions_time ON ai_interactions (time)"
-
-
-def pseudonym(key: bytes, tenant: str, user: str | None) -> str | None:
-    """A stable name for a user that cannot be undone without `key`."""
-    if user is None:
-        return None
-    return hmac.new(key, f"{tenant}\0{user}".encode(), hashlib.sha256).hexdigest()[:32]
-
-
-class Database(Protocol):
-    """Where interactions are kept."""
-
-    async def open(self) -> None:
-        """Connect, and make the table if it is not there."""
-
-    async def insert(self, batch: list[Interaction]) -> None:
-        """Write all of `batch`, or raise and write none. Rows that are there already stay as they are."""
-
-    async def expire(self, before: datetime) -> int:
-        """Delete what is older. Returns how many rows."""
-
-    async def close(self) -> None:
-        """Disconnect."""
-
-
-class SqliteDatabase:
-    """A file; enough for one gateway."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._connection: aiosqlite.Connection | None = None
-
-    async def open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = await aiosqlite.connect(self.path, timeout=COMMAND_SECONDS)
-        await self._connection.execute("PRAGMA journal_mode=WAL")
-        await self._connection.execute("PRAGMA synchronous=NORMAL")
-        await self._connection.execute(TABLE.format(time="TEXT"))
-        await self._connection.execute(INDEX)
-        await self._connection.commit()
-
-    async def insert(self, batch: list[Interaction]) -> None:
-        assert self._connection is not None
-        marks = ", ".join("?" * len(COLUMNS))
-        await self._connection.executemany(
-            f"INSERT OR IGNORE INTO ai_interactions ({', '.join(SQL_COLUMNS)}) VALUES ({marks})",
-            [_sqlite_row(i) for i in batch],
-        )
-        await self._connection.commit()
-
-    async def expire(self, before: datetime) -> int:
-        assert self._connection is not None
-        cursor = await self._connection.execute("DELETE FROM ai_interactions WHERE time < ?", [before.isoformat()])
-        await self._connection.commit()
-        return cursor.rowcount
-
-    async def close(self) -> None:
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
-
-
-def _sqlite_row(interaction: Interaction) -> tuple[Any, ...]:
-    return tuple(v.isoformat() if isinstance(v, datetime) else v for v in astuple(interaction))
-
-
-class PostgresDatabase:
-    """A server; several gateways share it."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._connection: asyncpg.Connection | None = None
-
-    async def open(self) -> None:
-        self._connection = await asyncpg.connect(self._url, timeout=CONNECT_SECONDS, command_timeout=COMMAND_SECONDS)
-        # Two gateways that start at once would both try to make the table; the lock lets one after the other.
-        async with self._connection.transaction():
-            await self._connection.execute("SELECT pg_advisory_xact_lock(hashtext('sluice.ai_interactions'))")
-            await self._connection.execute(TABLE.format(time="TIMESTAMPTZ"))
-            await self._connection.execute(INDEX)
-
-    async def insert(self, batch: list[Interaction]) -> None:
-        assert self._connection is not None
-        marks = ", ".join(f"${i + 1}" for i in range(len(COLUMNS)))
-        await self._connection.executemany(
-            f"INSERT INTO ai_interactions ({', '.join(SQL_COLUMNS)}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING",
-            [astuple(i) for i in batch],
-        )
-
-    async def expire(self, before: datetime) -> int:
-        assert self._connection is not None
-        status = await self._connection.execute("DELETE FROM ai_interactions WHERE time < $1", before)
-        return int(status.rpartition(" ")[2])
-
-    async def close(self) -> None:
-        if self._connection is not None:
-            await self._connection.close(timeout=5)
-            self._connection = None
-
-
-def open_database(url: str) -> Database:
-    """The database at `url`; nothing is connected yet."""
-    if url.startswith("sqlite:///"):
-        return SqliteDatabase(Path(unquote(url.removeprefix("sqlite:///"))))
-    return PostgresDatabase(url)
 
 
 class InteractionLog:
-    """The buffer and the task that empties it."""
+    """The buffer, the spool, and the tasks that empty them."""
 
-    def __init__(self, database: Database, retention: float, buffer: int = BUFFER) -> None:
+    def __init__(self, database: Database, spool: Spool, retention: float, buffer: int = BUFFER) -> None:
         self.database = database
+        self.spool = spool
         self.retention = timedelta(seconds=retention)
-        self.dropped = 0
-        self._buffer: deque[Interaction] = deque()
+        self.written = 0
+        self.lost: Counter[str] = Counter()
+        """Records that were dropped, by reason."""
+        self._buffer: deque[Record] = deque()
+        self._characters = 0
         self._limit = buffer
         self._closing = asyncio.Event()
+        self._spooled_all = asyncio.Event()
+        self._arrived = asyncio.Event()
 
     @property
     def waiting(self) -> int:
-        """Records not yet written."""
-        return len(self._buffer)
+        """Records that are not in the database yet."""
+        return len(self._buffer) + self.spool.waiting
 
-    def add(self, interaction: Interaction) -> None:
+    @property
+    def dropped(self) -> int:
+        """Records that were lost, for whatever reason."""
+        return self.lost.total() + self.spool.corrupt
+
+    def add(self, interaction: Interaction, content: Content | None = None) -> None:
         """Keep one record; returns at once."""
-        if len(self._buffer) >= self._limit:
-            self.dropped += 1
+        size = len(content.prompt) + len(content.answer) if content else 0
+        if len(self._buffer) >= self._limit or self._characters + size > BUFFER_CHARACTERS:
+            self.lost["buffer_full"] += 1
             return
-        self._buffer.append(interaction)
+        self._characters += size
+        self._buffer.append((interaction, content))
 
     async def run(self) -> None:
-        """Write until `close` is called and the buffer is empty, or until cancelled. Reconnects after failures."""
-        pause = BACKOFF_SECONDS[0]
-        while True:
-            try:
-                await self.database.open()
-                await self._write()
-                return
-            except (OSError, aiosqlite.Error, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
-                # The error's text may repeat the URL and so the password: its class has to do.
-                logger.error(
-                    "cannot write interactions (%s); %d wait, again in %.1f s",
-                    type(error).__name__,
-                    self.waiting,
-                    pause,
-                )
-            finally:
-                await self._disconnect()
-            if self._closing.is_set():
-                logger.error("%d interactions were not written before the end", self.waiting)
-                return
-            await _sleep_or(self._closing, pause)
-            pause = min(BACKOFF_SECONDS[1], pause * 2)
+        """Write until `close` was called and all is on disk, and in the database if that is there. Raises OSError if
+        the spool cannot be opened."""
+        await asyncio.to_thread(self.spool.open)
+        spooling = asyncio.create_task(self._fill_spool())
+        try:
+            await self._drain_spool()
+            await spooling
+        finally:
+            spooling.cancel()
+            await asyncio.gather(spooling, return_exceptions=True)
+            await self.database.close()
+            self.spool.close()
 
     def close(self) -> None:
         """Ask `run` to write what is left and return."""
         self._closing.set()
 
-    async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        expire_at = loop.time()
-        while not (self._closing.is_set() and not self._buffer):
+    async def _fill_spool(self) -> None:
+        """Memory to disk."""
+        while True:
+            closing = self._closing.is_set()
             while self._buffer:
                 batch = [self._buffer[i] for i in range(min(BATCH, len(self._buffer)))]
-                await self.database.insert(batch)
+                try:
+                    taken = await asyncio.to_thread(self._append, batch)
+                except OSError as error:
+                    logger.error("cannot write to the spool %s: %s; %d records wait in memory", self.spool.folder,
+                                 error.strerror, len(self._buffer))  # fmt: skip
+                    break
                 for _ in batch:
-                    self._buffer.popleft()
-            if loop.time() >= expire_at:
-                await self.database.expire(datetime.now(UTC) - self.retention)
-                expire_at = loop.time() + RETENTION_EVERY_SECONDS
-            await _sleep_or(self._closing, FLUSH_SECONDS)
+                    _, content = self._buffer.popleft()
+                    self._characters -= len(content.prompt) + len(content.answer) if content else 0
+                self.lost["spool_full"] += len(batch) - taken
+                self._arrived.set()
+            if closing:
+                self._spooled_all.set()
+                return
+            await sleep_or(self._closing, FLUSH_SECONDS)
 
-    async def _disconnect(self) -> None:
+    def _append(self, batch: Sequence[Record]) -> int:
+        return self.spool.append([encode(record) for record in batch])
+
+    async def _drain_spool(self) -> None:
+        """Disk to database. Tries again after failures; what it did not get to stays on disk."""
+        loop = asyncio.get_running_loop()
+        pause, expire_at = BACKOFF_SECONDS[0], loop.time()
+        while True:
+            last_try = self._spooled_all.is_set()
+            self._arrived.clear()
+            try:
+                while await self._drain_batch():
+                    pause = BACKOFF_SECONDS[0]
+                await asyncio.to_thread(self.spool.trim)
+                if last_try:
+                    return
+                if loop.time() >= expire_at:
+                    await expire(self.database, datetime.now(UTC) - self.retention)
+                    expire_at = loop.time() + RETENTION_EVERY_SECONDS
+            except (DatabaseDown, DataRefused, OSError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
+                if last_try:
+                    logger.error("%d interactions stay in the spool %s (%s)", self.waiting, self.spool.folder, why)
+                    return
+                logger.error("cannot write interactions (%s); %d wait, again in %.1f s", why, self.waiting, pause)
+                await sleep_or(self._spooled_all, pause)
+                pause = min(BACKOFF_SECONDS[1], pause * 2)
+                continue
+            if not self._spooled_all.is_set():
+                await first_of(FLUSH_SECONDS * 4, self._arrived, self._spooled_all)
+
+    async def _drain_batch(self) -> bool:
+        """Write the oldest records. False if there are none."""
+        lines, mark = await asyncio.to_thread(self.spool.read, BATCH)
+        if not lines and not mark.lines:
+            return False
+        batch = [record for line in lines if (record := decode(line)) is not None]
+        self.lost["refused"] += len(lines) - len(batch)
         try:
-            await self.database.close()
-        except (OSError, aiosqlite.Error, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-            logger.debug("closing the database failed")
+            await insert(self.database, batch)
+            self.written += len(batch)
+        except DataRefused:
+            await self._insert_singly(batch)
+        await asyncio.to_thread(self.spool.commit, mark)
+        return True
+
+    async def _insert_singly(self, batch: Sequence[Record]) -> None:
+        """One record that the database will not take must not hold up the others for ever."""
+        for record in batch:
+            try:
+                await insert(self.database, [record])
+                self.written += 1
+            except DataRefused as error:
+                self.lost["refused"] += 1
+                logger.error("the database refuses interaction %s (%s)", record[0].id, error)
 
 
-async def _sleep_or(event: asyncio.Event, seconds: float) -> None:
+def encode(record: Record) -> bytes:
+    """A record as one line."""
+    interaction, content = record
+    line: dict[str, Any] = asdict(interaction)
+    line["time"] = interaction.time.isoformat()
+    if content is not None:
+        line["content"] = asdict(content)
+    return json.dumps(line, separators=(",", ":")).encode()
+
+
+def decode(line: bytes) -> Record | None:
+    """The record in a line; None if another version of the program wrote it in a form that cannot be read."""
     try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        pass
+        fields = json.loads(line)
+        content = fields.pop("content", None)
+        fields["time"] = datetime.fromisoformat(fields["time"])
+        cleaned = {name: _clean(value) for name, value in fields.items()}
+        return Interaction(**cleaned), Content(**{k: _clean(v) for k, v in content.items()}) if content else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _clean(value: Any) -> Any:
+    """Text without what databases refuse: NUL, and halves of surrogate pairs."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\0", "")
+    return value
+
+
+async def sleep_or(event: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, at most so long."""
+    await first_of(seconds, event)
+
+
+async def first_of(seconds: float, *events: asyncio.Event) -> None:
+    """Wait for any of the events, at most so long."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()

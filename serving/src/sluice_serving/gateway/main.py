@@ -15,11 +15,13 @@ import uvicorn
 import uvloop
 
 from sluice_serving.gateway.application import Api, internal_app
-from sluice_serving.gateway.interactions import InteractionLog, open_database
+from sluice_serving.gateway.database import open_database
+from sluice_serving.gateway.interactions import InteractionLog
 from sluice_serving.gateway.keys import KeyStore
 from sluice_serving.gateway.routes import ConfigMapWatch, follow_file
 from sluice_serving.gateway.service import Gateway
 from sluice_serving.gateway.settings import Settings, SettingsError, read_settings
+from sluice_serving.gateway.spool import Spool
 from sluice_serving.gateway.upstream import Upstream
 
 logger = logging.getLogger("sluice.gateway")
@@ -70,13 +72,14 @@ def main() -> None:
 
 def build_gateway(settings: Settings) -> Gateway:
     """The gateway with its parts, nothing started yet. Raises OSError if the pseudonym key cannot be read."""
-    keys = KeyStore(settings.keys_dir)
+    keys = KeyStore(settings.keys_dir, plain_keys=settings.plain_keys)
+    database = open_database(settings.database_url)
     file = settings.pseudonym_key_file
     fixed = file.read_bytes().strip() if file else None
     return Gateway(
         keys=keys,
         upstream=Upstream(settings.request_timeout),
-        interactions=InteractionLog(open_database(settings.database_url), settings.retention_seconds),
+        interactions=InteractionLog(database, Spool(settings.spool, settings.spool_bytes), settings.retention_seconds),
         pseudonym_key=(lambda: fixed) if fixed else keys.fingerprint,
         request_timeout=settings.request_timeout,
     )
@@ -94,6 +97,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         _claim(settings.host, settings.internal_port, "SLUICE_INTERNAL_PORT"),
     ]
     gateway.keys.load()
+    await asyncio.to_thread(gateway.interactions.spool.open)
     await gateway.upstream.open()
     background = [
         asyncio.create_task(_forever("keys", gateway.keys.watch())),

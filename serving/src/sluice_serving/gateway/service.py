@@ -22,9 +22,10 @@ from sluice_serving.gateway.asgi import Disconnected, header, read_body, send_bo
 from sluice_serving.gateway.completion import Completion, Kind, read_completion
 from sluice_serving.gateway.errors import ApiError, EngineFailed
 from sluice_serving.gateway.events import BrokenStream, StreamReader, error_event, template_answer, template_events
-from sluice_serving.gateway.interactions import Interaction, InteractionLog, pseudonym
+from sluice_serving.gateway.interactions import InteractionLog
 from sluice_serving.gateway.keys import KeyStore
 from sluice_serving.gateway.observations import Gauges, Observations, Outcome
+from sluice_serving.gateway.records import Interaction, pseudonym
 from sluice_serving.gateway.split import choose
 from sluice_serving.gateway.tenants import Caller
 from sluice_serving.gateway.upstream import ATTEMPTS, RETRY_PAUSE_SECONDS, Upstream, chunks_of, read_answer

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from sluice_contracts.base import seconds
 
@@ -12,6 +13,9 @@ DEFAULT_DATABASE = "sqlite:////var/lib/sluice/interactions.db"
 
 class SettingsError(Exception):
     """The environment is wrong; the message names the variable and what it should hold."""
+
+
+DEFAULT_SPOOL = Path("/var/lib/sluice/spool")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,11 @@ class Settings:
     database_url: str = DEFAULT_DATABASE
     retention_seconds: float = 30 * 86400
     pseudonym_key_file: Path | None = None
+    plain_keys: bool = True
+    """Whether a tenant's file may hold the key itself instead of its digest."""
+    spool_dir: Path | None = None
+    """Beside the database where that is a file, unless set."""
+    spool_bytes: int = 256 << 20
     host: str = "0.0.0.0"
     port: int = 8080
     internal_port: int = 8081
@@ -35,6 +44,15 @@ class Settings:
     kubernetes_url: str = ""
     token_file: Path = SERVICE_ACCOUNT / "token"
     ca_file: Path = SERVICE_ACCOUNT / "ca.crt"
+
+    @property
+    def spool(self) -> Path:
+        """Where records wait for the database."""
+        if self.spool_dir is not None:
+            return self.spool_dir
+        if self.database_url.startswith("sqlite:///"):
+            return Path(unquote(self.database_url.removeprefix("sqlite:///")) + ".spool")
+        return DEFAULT_SPOOL
 
 
 def read_settings(env: Mapping[str, str]) -> Settings:
@@ -56,6 +74,9 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         database_url=_database_url(env),
         retention_seconds=_duration(env, "SLUICE_RETENTION", "30d"),
         pseudonym_key_file=Path(key_file) if key_file else None,
+        plain_keys=_choice(env, "SLUICE_PLAIN_KEYS", "allow", "refuse") == "allow",
+        spool_dir=Path(env["SLUICE_SPOOL_DIR"]) if env.get("SLUICE_SPOOL_DIR") else None,
+        spool_bytes=_whole(env, "SLUICE_SPOOL_BYTES", 256 << 20, 1 << 20, 1 << 40),
         host=env.get("SLUICE_HOST", "0.0.0.0"),
         port=_port(env, "SLUICE_PORT", 8080),
         internal_port=_port(env, "SLUICE_INTERNAL_PORT", 8081),
@@ -90,6 +111,20 @@ def _database_url(env: Mapping[str, str]) -> str:
         # The URL may hold a password, so it is not repeated here.
         raise SettingsError(f"{name} must start with postgresql:// or sqlite:///")
     return url
+
+
+def _choice(env: Mapping[str, str], name: str, default: str, *others: str) -> str:
+    text = env.get(name) or default
+    if text not in {default, *others}:
+        raise SettingsError(f"{name} is {text!r}; expected {' or '.join((default, *others))}")
+    return text
+
+
+def _whole(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = env.get(name) or str(default)
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise SettingsError(f"{name} is {text!r}; expected a whole number from {low} to {high}")
+    return int(text)
 
 
 def _duration(env: Mapping[str, str], name: str, default: str) -> float:
