@@ -251,7 +251,18 @@ RULES: list[Case] = [
         ["replicas.min must not be above replicas.max"],
     ),
     ("too many warm", POOL, {"spec.replicas": {"max": 2, "warm": 3}}, ["replicas.warm together must not be above"]),
-    ("none at rest", POOL, {"spec.replicas": {"min": 0}}, ["replicas.min 0 (scale to zero) is not built yet"]),
+    (
+        "sleep for engines that always run",
+        POOL,
+        {"spec.replicas": {"min": 1, "scaleToZero": {"idle": "5m"}}},
+        ["replicas.scaleToZero is for replicas.min 0"],
+    ),
+    (
+        "waking in no time",
+        POOL,
+        {"spec.replicas": {"min": 0, "scaleToZero": {"coldStart": "0s"}}},
+        ["replicas.scaleToZero.coldStart must be above 0, such as 2m"],
+    ),
     (
         "a gateway that hides the load",
         POOL,
@@ -280,10 +291,45 @@ RULES: list[Case] = [
     ("no patience", POOL, {"spec.limits.queueTimeout": "0s"}, ["limits.queueTimeout must be above 0, such as 20s"]),
     ("no pause between looks", POOL, {"spec.rollout.interval": "0m0s"}, ["rollout.interval must be above 0"]),
     (
-        "mirroring",
+        "no patience with copies",
         POOL,
-        {"spec.rollout.mirror": {"percent": 5}},
-        ["rollout.mirror is not built yet: leave percent at 0"],
+        {"spec.rollout.mirror": {"percent": 5, "timeout": "0s"}},
+        ["rollout.mirror.timeout must be above 0, such as 60s"],
+    ),
+    (
+        "a judge of nothing",
+        POOL,
+        {"spec.rollout.metrics": [{"name": "mirrorScore", "tolerance": 0.1}]},
+        ["rollout.metrics has mirrorScore, and nothing is mirrored: set rollout.mirror.percent, such as 5"],
+    ),
+    (
+        "two judges",
+        POOL,
+        {"spec.rollout.mirror": {"percent": 5, "judge": {"entryPoint": "rubric", "url": "http://judge"}}},
+        ["rollout.mirror.judge needs exactly one of entryPoint (code in the gateway's image) and url (a service)"],
+    ),
+    (
+        "a token for nobody",
+        POOL,
+        {
+            "spec.rollout.mirror": {
+                "percent": 5,
+                "judge": {"entryPoint": "rubric", "tokenSecretRef": {"name": "judge", "key": "token"}},
+            }
+        },
+        ["rollout.mirror.judge.tokenSecretRef is for a judge with a url: an entry point needs no token"],
+    ),
+    (
+        "no patience with a judge",
+        POOL,
+        {"spec.rollout.mirror": {"percent": 5, "judge": {"url": "http://judge", "timeout": "0s"}}},
+        ["rollout.mirror.judge.timeout must be above 0, such as 10s"],
+    ),
+    (
+        "no patience with Prometheus",
+        POOL,
+        {"spec.rollout.analysis": {"source": {"prometheus": {"url": "http://prometheus:9090", "timeout": "0s"}}}},
+        ["analysis.source.prometheus.timeout must be above 0, such as 5s"],
     ),
     (
         "a cache",
@@ -302,6 +348,12 @@ RULES: list[Case] = [
         VERSION,
         {"spec.publish": {"stages": [{"percent": 50}, {"percent": 5}, {"percent": 100}]}},
         ["publish.stages must rise strictly"],
+    ),
+    (
+        "a retention that keeps nothing",
+        VERSION,
+        {"spec.retention": {"dryRun": True}},
+        ["retention needs keepLast, ttl or both; leave retention out to keep the files for ever"],
     ),
     *(
         (

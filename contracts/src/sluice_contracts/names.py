@@ -49,6 +49,8 @@ class ConditionType(StrEnum):
     VERIFIED = "Verified"
     PROMOTED = "Promoted"
     PUBLISHED = "Published"
+    RETAINED = "Retained"
+    """Of a ModelVersion with `retention`: its files are kept; the message says why, and until when."""
 
 
 class Domain(StrEnum):

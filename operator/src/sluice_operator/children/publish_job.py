@@ -1,10 +1,12 @@
-"""The Jobs that sign: one opens a stage of a release and lays it out in the repository, one withdraws it.
+"""The Jobs of a version: one opens a stage of a release and lays it out in the repository, one withdraws it, and one,
+which holds no keys, deletes the files of a retired version.
 
 A publisher's answer is the container's termination message, `{"tufVersion": n}`: no rights to the API server are needed
 for it.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from sluice_contracts.model_version import ModelVersionSpec, PublishStage
@@ -31,6 +33,11 @@ def yank_job_name(version: str) -> str:
     return short_name(f"{version}-yank")
 
 
+def retire_job_name(version: str) -> str:
+    """`<version>-retire`."""
+    return short_name(f"{version}-retire")
+
+
 def publisher_labels(version: str) -> dict[str, str]:
     """The labels that select the pods that sign for a version."""
     return {LABEL_COMPONENT: "publisher", LABEL_MODEL_VERSION: short_name(version)}
@@ -43,7 +50,7 @@ def publish_job(
     assert spec.publish is not None, "only a version with a publish block is published"
     command = ["release", "--manifest", spec.manifest.uri, "--digest", spec.manifest.digest]
     command += ["--channel", spec.publish.channel, "--version", spec.version, "--percent", str(wanted.percent)]
-    return _job(meta, spec, lineage, publish_job_name(meta.name, stage), command, settings)
+    return _signer(meta, spec, lineage, publish_job_name(meta.name, stage), command, settings)
 
 
 def yank_job(
@@ -51,7 +58,13 @@ def yank_job(
 ) -> dict[str, Any]:
     """The Job that withdraws the version from `channel`, if it is the one offered there."""
     command = ["yank", "--channel", channel, "--model", spec.model, "--version", spec.version]
-    return _job(meta, spec, lineage, yank_job_name(meta.name), command, settings)
+    return _signer(meta, spec, lineage, yank_job_name(meta.name), command, settings)
+
+
+def retire_job(meta: Meta, spec: ModelVersionSpec, lineage: str | None, settings: Settings) -> dict[str, Any]:
+    """The Job that deletes the version's files. It may be ended and begun again at any point."""
+    words = ["retire", "--manifest", spec.manifest.uri, "--digest", spec.manifest.digest]
+    return _job(meta, spec, lineage, retire_job_name(meta.name), "retirement", words, settings)
 
 
 def channel_of(job: Object) -> str | None:
@@ -61,26 +74,40 @@ def channel_of(job: Object) -> str | None:
     return command[command.index("--channel") + 1] if "--channel" in command[:-1] else None
 
 
-def _job(
+def _signer(
     meta: Meta, spec: ModelVersionSpec, lineage: str | None, name: str, words: list[str], settings: Settings
 ) -> dict[str, Any]:
-    label = labels("publisher", model=spec.model, lineage=lineage, **{LABEL_MODEL_VERSION: short_name(meta.name)})
-    command = ["sluice-train", "publish", *words, "--repository", settings.releases_uri, "--keys", SIGNING]
+    """A Job that has the signing keys."""
+    words = [*words, "--repository", settings.releases_uri, "--keys", SIGNING]
+    volume = {"name": "signing", "secret": {"secretName": settings.signing_secret}}
+    mount = {"name": "signing", "mountPath": SIGNING, "readOnly": True}
+    return _job(meta, spec, lineage, name, "publisher", words, settings, [(volume, mount)])
+
+
+def _job(
+    meta: Meta,
+    spec: ModelVersionSpec,
+    lineage: str | None,
+    name: str,
+    component: str,
+    words: list[str],
+    settings: Settings,
+    mounted: Sequence[tuple[dict[str, Any], dict[str, Any]]] = (),
+) -> dict[str, Any]:
+    """`mounted`: volumes besides /tmp, each with its mount."""
+    label = labels(component, model=spec.model, lineage=lineage, **{LABEL_MODEL_VERSION: short_name(meta.name)})
     main = container(
         "publisher",
         settings.images.publisher,
         settings,
-        command=command,
+        command=["sluice-train", "publish", *words],
         env=environment(settings),
         terminationMessagePath="/dev/termination-log",
         terminationMessagePolicy="FallbackToLogsOnError",
-        volumeMounts=[
-            {"name": "signing", "mountPath": SIGNING, "readOnly": True},
-            {"name": "tmp", "mountPath": "/tmp"},
-        ],
+        volumeMounts=[*(mount for _, mount in mounted), {"name": "tmp", "mountPath": "/tmp"}],
         resources={"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "4Gi"}},
     )
-    volumes = [{"name": "signing", "secret": {"secretName": settings.signing_secret}}, TMP]
+    volumes = [*(volume for volume, _ in mounted), TMP]
     fields: dict[str, Any] = {"restartPolicy": "Never", "automountServiceAccountToken": False}
     if settings.service_account:
         fields["serviceAccountName"] = settings.service_account

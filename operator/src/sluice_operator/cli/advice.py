@@ -70,6 +70,15 @@ BY_REASON = {
     "YankFailed": (
         "Read the Job's log: sluice logs mver/{name} -n {namespace}; mend the cause, then delete the failed Job.",
     ),
+    "RetireFailed": (
+        "Read the Job's log: sluice logs mver/{name} -n {namespace}",
+        "Mend the cause (often the right to delete in the bucket), then delete the failed Job.",
+    ),
+    "Retiring": (
+        "To keep its files: name it in an InferencePool, or remove spec.retention: "
+        """kubectl patch mver {name} -n {namespace} --type merge -p '{{"spec": {{"retention": null}}}}'""",
+    ),
+    "FilesDeleted": ("Its files are gone by its policy. Delete the ModelVersion, or train again.",),
     "ArtifactMissing": ("Put the file back from a backup, or train again: a version without its files is of no use.",),
     "ArtifactChanged": ("Somebody changed the file after the run: put it back, or train again under another name.",),
     "DigestMismatch": ("The manifest was changed after the run: put it back, or train again under another name.",),

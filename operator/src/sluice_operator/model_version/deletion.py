@@ -1,5 +1,6 @@
 """A version that a pool serves, tries, or may go back to cannot be lost by deletion: a finalizer holds it until no
-pool's status names it any more. (Its files are never deleted by the operator.)
+pool's status names it any more. (Its files stay in the bucket: they go
+by `spec.retention` alone.)
 """
 
 from collections.abc import Collection
@@ -17,6 +18,7 @@ KEPT = (
     ConditionType.VERIFIED,
     ConditionType.PROMOTED,
     ConditionType.PUBLISHED,
+    ConditionType.RETAINED,
 )
 
 

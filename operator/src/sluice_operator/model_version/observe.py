@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sluice_contracts.evaluation import EvaluationReport, ParityReport
+from sluice_contracts.health import HealthReport
 from sluice_contracts.inference_pool import RolloutOutcome
 from sluice_contracts.manifest import Manifest
 from sluice_contracts.model_version import ModelVersionSpec, ModelVersionStatus, PromotionStatus
@@ -14,6 +15,7 @@ from sluice_operator.children.publish_job import (
     channel_of,
     publish_job_name,
     publisher_labels,
+    retire_job_name,
     termination_message,
     yank_job_name,
 )
@@ -21,6 +23,7 @@ from sluice_operator.conditions import is_true
 from sluice_operator.engine.cache import Cache
 from sluice_operator.kube.client import KubeClient
 from sluice_operator.kube.resources import INFERENCE_POOL, JOB, MODEL_VERSION, POD
+from sluice_operator.model_version.uses import SERVED, Uses, uses
 from sluice_operator.plan import Meta, Object
 from sluice_operator.verification import Checking, Verification
 
@@ -60,6 +63,12 @@ class Observed:
     """Whether a pod of it that signs still runs; looked for only where it matters."""
     pools: frozenset[str] = frozenset()
     """InferencePools whose status names it."""
+    health: HealthReport | Problem | None = None
+    """Read while a stage is open and another is to come."""
+    uses: Uses | None = None
+    """What speaks for keeping its files; asked where it has a retention policy."""
+    retire: PublishJobState | None = None
+    """The Job that deletes its files."""
 
 
 async def observe(
@@ -75,10 +84,13 @@ async def observe(
     pools = users(meta, cache)
     if meta.deleting:
         return Observed(status=status, pools=pools)
+    found = uses(meta, spec, status, cache) if spec.retention is not None else None
+    if status.retention is not None and status.retention.retired_at is not None:
+        return Observed(status=status, pools=pools, uses=found, retire=await _retire(meta, status, cache, kube))
     verified = is_true(status.conditions, ConditionType.VERIFIED)
     manifest: Manifest | Problem | Checking | None = None
     gated = None
-    if not verified or spec.publish is not None:
+    if not verified or spec.publish is not None or status.builds_on is None:
         manifest = await artifacts.parsed(Manifest, spec.manifest.uri, spec.manifest.digest)
     if isinstance(manifest, Manifest) and not verified:
         manifest = await _verify(meta, spec, manifest, artifacts, verification) or manifest
@@ -95,17 +107,32 @@ async def observe(
         publish_jobs=_publish_jobs(meta, cache),
         publishers=verified and await _publishers(meta, spec, status, kube),
         pools=pools,
+        health=await _health(spec, status, artifacts),
+        uses=found,
     )
+
+
+async def _health(
+    spec: ModelVersionSpec, status: ModelVersionStatus, artifacts: Artifacts
+) -> HealthReport | Problem | None:
+    wanted, release = spec.publish, status.release
+    if wanted is None or wanted.health is None or wanted.yanked or release is None:
+        return None
+    if not 0 < release.published_stage < len(wanted.stages):
+        return None
+    report = await artifacts.parsed(HealthReport, wanted.health.report)
+    if isinstance(report, HealthReport) and report.model != spec.model:
+        return Problem("HealthUnknown", f"{wanted.health.report} is of model {report.model}, not of {spec.model}")
+    return report
 
 
 def users(meta: Meta, cache: Cache) -> frozenset[str]:
     """The pools whose status names the version: as stable, as candidate, or as the one to go back to."""
-    parts = ("stable", "candidate", "previous")
     pools = {pool["metadata"]["name"]: pool.get("status") or {} for pool in cache.list(INFERENCE_POOL, meta.namespace)}
     return frozenset(
         name
         for name, status in pools.items()
-        if meta.name in {(status.get(p) or {}).get("modelVersion") for p in parts}
+        if meta.name in {(status.get(p) or {}).get("modelVersion") for p in SERVED}
     )
 
 
@@ -199,9 +226,15 @@ async def _yank(meta: Meta, spec: ModelVersionSpec, cache: Cache, kube: KubeClie
     return await _read_job(cache.get(JOB, meta.namespace, yank_job_name(meta.name)), 0, meta, kube)
 
 
+async def _retire(meta: Meta, status: ModelVersionStatus, cache: Cache, kube: KubeClient) -> PublishJobState | None:
+    if status.retention is None or not status.retention.deleting or status.retention.deleted_at is not None:
+        return None
+    return await _read_job(cache.get(JOB, meta.namespace, retire_job_name(meta.name)), 0, meta, kube)
+
+
 def _publish_jobs(meta: Meta, cache: Cache) -> frozenset[str]:
     jobs = cache.children(MODEL_VERSION, meta.namespace, meta.name, JOB)
-    return frozenset(job["metadata"]["name"] for job in jobs) - {yank_job_name(meta.name)}
+    return frozenset(job["metadata"]["name"] for job in jobs) - {yank_job_name(meta.name), retire_job_name(meta.name)}
 
 
 async def _publishers(meta: Meta, spec: ModelVersionSpec, status: ModelVersionStatus, kube: KubeClient) -> bool:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from datetime import datetime
 
 from sluice_contracts.manifest import Manifest
-from sluice_contracts.model_version import ArtifactStatus, ModelVersionSpec, ModelVersionStatus
+from sluice_contracts.model_version import ArtifactStatus, BuildsOn, ModelVersionSpec, ModelVersionStatus
 from sluice_contracts.names import ConditionType
 
 from sluice_operator.artifacts import Problem
 from sluice_operator.conditions import ConditionSet, find, is_true
+from sluice_operator.model_version import retention
 from sluice_operator.model_version.deletion import hold_or_release, plan_deletion
 from sluice_operator.model_version.observe import Observed
 from sluice_operator.model_version.publishing import LOOK_AGAIN_SECONDS, Publishing, publish
@@ -23,9 +24,12 @@ from sluice_operator.verification import Checking
 
 SHOWN_ARTIFACTS = 64
 VERIFYING_SECONDS = 10.0
-SILENT = {"NotWanted", "NotVerified", "Publishing", "Verifying", "Yanking"}
+SILENT = {
+    *("NotWanted", "NotVerified", "Publishing", "Verifying", "Yanking"),
+    *("Retired", "InUse", "WithinPolicy", "Deleting"),
+}
 """Reasons that are no event: nothing happened yet, or it is told with more words elsewhere."""
-BAD = {"PublishFailed", "PromotionRequired", "YankFailed"}
+BAD = {"PublishFailed", "PromotionRequired", "YankFailed", "HealthHalted", "Retiring", "RetireFailed"}
 
 
 def plan(meta: Meta, spec: ModelVersionSpec, observed: Observed, settings: Settings, now: datetime) -> Plan:
@@ -48,6 +52,9 @@ def _decide(
     settings: Settings,
     now: datetime,
 ) -> Plan:
+    if status.retention is not None and status.retention.retired_at is not None:
+        step = retention.go_on(meta, spec, observed, status, conditions, settings, now)
+        return _finish(observed.status, status, conditions, step)
     if isinstance(observed.manifest, Checking):
         return _verifying(observed.status, status, conditions, observed.manifest)
     if isinstance(observed.manifest, Problem) and not is_true(observed.status.conditions, ConditionType.VERIFIED):
@@ -66,20 +73,41 @@ def _decide(
         conditions.set(ConditionType.PROMOTED, True, "PromotedByPool", by + on)
     else:
         conditions.set(ConditionType.PROMOTED, False, "NotPromoted", "no InferencePool has promoted it yet")
+    publishing = _publishing(meta, spec, observed, status, conditions, settings, now)
+    if spec.retention is None:
+        status.retention = None
+        return _finish(observed.status, status, conditions, publishing)
+    again = retention.keep_or_retire(spec.retention, spec, observed, status, conditions, now)
+    if again is not None:
+        publishing.requeue_after = min(again, publishing.requeue_after or again)
+    return _finish(observed.status, status, conditions, publishing)
+
+
+def _publishing(
+    meta: Meta,
+    spec: ModelVersionSpec,
+    observed: Observed,
+    status: ModelVersionStatus,
+    conditions: ConditionSet,
+    settings: Settings,
+    now: datetime,
+) -> Publishing:
     wanted = spec.publish
     if wanted is None:
         conditions.ready("Verified", "its files are what its manifest says")
         conditions.set(ConditionType.PUBLISHED, False, "NotWanted", "spec.publish is not set")
-        return _finish(observed.status, status, conditions, Publishing())
+        return Publishing()
     publishing = undo(meta, observed, status, conditions, now) if is_being_undone(wanted, observed) else None
     if publishing is None:
         do = withdraw if wanted.yanked else publish
         publishing = do(meta, spec, wanted, observed, status, conditions, settings, now)
-    return _finish(observed.status, status, conditions, publishing)
+    return publishing
 
 
 def _describe(status: ModelVersionStatus, manifest: Manifest) -> None:
     status.lineage = manifest.lineage
+    adapter = any(a.role == "adapter" for a in manifest.artifacts)
+    status.builds_on = BuildsOn(digest=manifest.base_digest, adapter=adapter)
     device_first = sorted(manifest.artifacts, key=lambda a: a.role != "device")
     status.artifacts = [
         ArtifactStatus(path=a.path, size=a.size, quantization=a.quantization.value if a.quantization else None)
@@ -95,6 +123,7 @@ def _verifying(
     conditions.reconciling("Verifying", text)
     for type_ in (ConditionType.PROMOTED, ConditionType.PUBLISHED):
         conditions.set(type_, False, "NotVerified", "its files must be verified first")
+    conditions.keep(ConditionType.RETAINED)
     return _finish(before, status, conditions, Publishing(requeue_after=VERIFYING_SECONDS))
 
 
@@ -109,6 +138,7 @@ def _unverified(
         conditions.reconciling(problem.reason, text)
     for type_ in (ConditionType.PROMOTED, ConditionType.PUBLISHED):
         conditions.set(type_, False, "NotVerified", "its files must be verified first")
+    conditions.keep(ConditionType.RETAINED)
     return _finish(before, status, conditions, Publishing(requeue_after=LOOK_AGAIN_SECONDS))
 
 
@@ -117,7 +147,7 @@ def _finish(
 ) -> Plan:
     status.conditions = conditions.list()
     events = list(publishing.events)
-    for type_ in (ConditionType.VERIFIED, ConditionType.PROMOTED, ConditionType.PUBLISHED):
+    for type_ in (ConditionType.VERIFIED, ConditionType.PROMOTED, ConditionType.PUBLISHED, ConditionType.RETAINED):
         old, new = find(before.conditions, type_), find(status.conditions, type_)
         if new is None or (old is not None and (old.status, old.reason) == (new.status, new.reason)):
             continue

@@ -14,11 +14,14 @@ from sluice_operator.artifacts import Problem
 from sluice_operator.children.publish_job import publish_job, publish_job_name, tuf_version
 from sluice_operator.conditions import ConditionSet
 from sluice_operator.kube.resources import JOB
+from sluice_operator.model_version import health
 from sluice_operator.model_version.observe import Observed, PublishJobState
 from sluice_operator.plan import Apply, Delete, Event, Meta, bounded
 from sluice_operator.settings import Settings
 
 LOOK_AGAIN_SECONDS = 30.0
+HEALTH_SECONDS = 60.0
+"""How often the health report is read while a stage is open: a bad one is told before the next stage is due."""
 
 
 @dataclass
@@ -59,9 +62,16 @@ def publish(
         )
         conditions.set(ConditionType.PUBLISHED, True, "AllStagesOpen", text)
         return found
+    wait = _soak_left(wanted, status, stage, now)
+    if held is None:
+        held = health.judge(wanted, observed.health, status, meta.generation)
+        found.requeue_after = HEALTH_SECONDS if held is not None else None
+        if held is not None and held[0] == health.UNKNOWN and wait > 0:
+            held = None  # nothing waits for it yet
     if held is not None:
         conditions.set(ConditionType.PUBLISHED, False, *held)
-        found.requeue_after = LOOK_AGAIN_SECONDS if isinstance(observed.manifest, Problem) else None
+        if isinstance(observed.manifest, Problem):
+            found.requeue_after = LOOK_AGAIN_SECONDS
         return found
     job = observed.job if observed.job is not None and observed.job.stage == stage else None
     if job is not None and (job.failed or job.succeeded):
@@ -79,13 +89,12 @@ def publish(
         conditions.set(ConditionType.PUBLISHED, False, "Publishing", text)
         conditions.set(ConditionType.RECONCILING, True, "Publishing", text)
         return found
-    wait = _soak_left(wanted, status, stage, now)
     if wait > 0:
         assert status.release is not None, "only an open stage soaks"
         next_ = timestamp(now + timedelta(seconds=wait))
         text = f"{status.release.percent} % of devices; the next stage opens at {next_}"
         conditions.set(ConditionType.PUBLISHED, True, "StageOpen", text)
-        found.requeue_after = wait
+        found.requeue_after = wait if wanted.health is None else min(wait, HEALTH_SECONDS)
         return found
     lineage = status.lineage
     if lineage is None:  # it was verified by an operator that did not note it; the manifest comes with the next look

@@ -12,11 +12,15 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from sluice_contracts.base import DIGEST_PATTERN
-from sluice_storage import StorageError, open_store
+from sluice_contracts.base import DIGEST_PATTERN, NAME_PATTERN
+from sluice_storage import StorageError, open_store, write_bytes
 
+from sluice_training.dataset.signals import read_batches
+from sluice_training.errors import InvalidInputError
+from sluice_training.publish import health as health_
 from sluice_training.publish import release as releases
 from sluice_training.publish import repository
+from sluice_training.publish import retire as retirement
 from sluice_training.publish.errors import PublishError
 
 app = typer.Typer(no_args_is_help=True, help="Sign versions and lay them out for devices.")
@@ -140,6 +144,43 @@ def yank(
         _out.print(f"{channel} does not offer {what}; nothing to withdraw")
 
 
+@app.command()
+def health(
+    signals: Annotated[str, typer.Option(help="Folder of the batches that devices sent: gs://… or file:///….")],
+    model: Annotated[str, typer.Option(help="The model.")],
+    out: Annotated[str, typer.Option(help="Where the report goes, such as gs://bucket/health/MODEL.json.")],
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Add device signals up to the health report that `publish.health.report` of a ModelVersion names."""
+    if not re.fullmatch(NAME_PATTERN, model):
+        _fail(f"--model {model!r}: use a model's name, such as support-bot", code=2)
+    with _explained():
+        report = health_.summarise(read_batches(signals), model, datetime.now(UTC))
+        write_bytes(out, report.canonical())
+    if output is Output.JSON:
+        typer.echo(json.dumps(report.wire()))
+        return
+    _out.print(f"{report.batches} batches of {model}, the newest of {report.last_day or 'no day'}; written to {out}")
+    for v in report.versions:
+        share = f"{v.failures / v.requests:.1%}"
+        _out.print(f"{v.lineage[:16]}  {v.failures} of {v.requests} requests failed ({share}), {v.batches} batches")
+
+
+@app.command()
+def retire(
+    manifest: Annotated[str, typer.Option(help="URI of the version's manifest.json.")],
+    digest: Annotated[str, typer.Option(help="Its digest, sha256:….")],
+) -> None:
+    """Delete a version's weights, device files and checkpoints; manifest and reports stay. The operator runs this when
+    nothing uses the version any more: nothing here asks whether that is so."""
+    if not re.match(DIGEST_PATTERN, digest):
+        _fail(f"--digest {digest!r} is no digest; expected sha256: and 64 hexadecimal digits", code=2)
+    with _explained():
+        found = retirement.retire(manifest, digest)
+    _last_words(None, {"files": found.files, "bytes": found.bytes})
+    _out.print(retirement.described(found, manifest))
+
+
 def _anchor(keys: Path) -> bytes | None:
     path = keys / "root.json"
     return path.read_bytes() if path.exists() else None
@@ -150,7 +191,7 @@ def _explained(termination_file: Path | None = None) -> Iterator[None]:
     logging.getLogger("tuf").setLevel(logging.CRITICAL)  # its failed signatures come as our own errors
     try:
         yield
-    except (PublishError, StorageError) as error:
+    except (PublishError, InvalidInputError, StorageError) as error:
         _last_words(termination_file, {"error": str(error)[:2000]})
         _fail(str(error))
     except OSError as error:
