@@ -79,7 +79,7 @@ async def test_a_wrong_key_is_refused_and_a_missing_one_too(gateway: Any, engine
         ({"model": None}, "model", 400),
         ({"messages": []}, "messages", 400),
         ({"messages": "hi"}, "messages", 400),
-        ({"messages": [{"content": "hi"}]}, "messages[0]", 400),
+        ({"messages": [{"content": "hi"}]}, "messages[0].role", 400),
         ({"max_tokens": 0}, "max_tokens", 400),
         ({"max_tokens": "many"}, "max_tokens", 400),
         ({"max_completion_tokens": True}, "max_completion_tokens", 400),

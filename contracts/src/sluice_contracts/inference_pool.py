@@ -57,6 +57,9 @@ class ServingLimits(Contract):
     model_config = cel(("self.queueTimeout.matches('[1-9]')", "limits.queueTimeout must be above 0, such as 20s"))
 
     max_output_tokens: Annotated[int, Field(ge=1, le=131_072)] = 1024
+    """The longest answer, in tokens. A request that does not say how long its answer may be gets this much."""
+    output_token_policy: Literal["clamp", "refuse"] = "clamp"
+    """What happens to a request for more: it gets maxOutputTokens and a header that says so, or status 400."""
     in_flight_per_replica: Annotated[int, Field(ge=1, le=4096)] = 3
     queue: Annotated[int, Field(ge=0, le=100_000)] = 64
     queue_timeout: Duration = "20s"

@@ -28,6 +28,7 @@ class RoutingLimits(Contract):
     """The pool's limits, in the gateway's units."""
 
     max_output_tokens: Annotated[int, Field(ge=1)] = 1024
+    output_token_policy: Literal["clamp", "refuse"] = "clamp"
     in_flight_per_replica: Annotated[int, Field(ge=1)] = 3
     queue: Annotated[int, Field(ge=0)] = 64
     queue_timeout_seconds: Annotated[float, Field(gt=0)] = 20

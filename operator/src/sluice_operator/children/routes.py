@@ -32,6 +32,7 @@ def routing_table(meta: Meta, spec: InferencePoolSpec, backends: list[Backend], 
         sticky=spec.rollout.sticky,
         limits=RoutingLimits(
             max_output_tokens=spec.limits.max_output_tokens,
+            output_token_policy=spec.limits.output_token_policy,
             in_flight_per_replica=spec.limits.in_flight_per_replica,
             queue=spec.limits.queue,
             queue_timeout_seconds=max(SHORTEST_SECONDS, seconds(spec.limits.queue_timeout)),

@@ -1,7 +1,10 @@
 """How many requests an engine works on at once, who waits, and who is turned away.
 
-One lane per version. A request takes a slot, or waits in its tenant's line; freed slots go to the tenants in turn, so
-that one tenant's burst delays its own requests, not everyone's. The lines are bounded in length and in time.
+One lane per version. A request takes a slot, or waits in its key's line; freed slots go to the keys in turn, so that
+one key's burst delays its own requests, not everyone's (fair queueing). The lines are bounded in length and in time.
+Where they are full, a newcomer takes the place of the newest request of the longest line, if that leaves the lines more
+even (longest queue drop: McKenney, Stochastic Fairness Queueing, 1990): whoever fills the queue is turned away, not
+whoever comes after. A higher priority goes first, and is turned away last.
 """
 
 import asyncio
@@ -11,7 +14,12 @@ from collections.abc import Callable
 
 SMOOTHING = 0.1
 """Weight of the newest request in the running mean of service times."""
+UNKNOWN_SERVICE_SECONDS = 1.0
+"""Taken for the mean until a first request was served."""
 MAX_RETRY_AFTER = 60.0
+NORMAL_PRIORITY = 5
+
+Turn = asyncio.Future[None]
 
 
 class Overloaded(Exception):
@@ -36,12 +44,13 @@ class Lane:
         self.queue = queue
         self.in_flight = 0
         self.waiting = 0
-        self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._bands: dict[int, OrderedDict[str, deque[Turn]]] = {}
+        """By priority: each key's line, the next key to get a slot first."""
         self._service_seconds: float | None = None
         self._clock = clock
         self._closed = False
 
-    async def acquire(self, tenant: str, patience: float) -> float:
+    async def acquire(self, key: str, patience: float, priority: int = NORMAL_PRIORITY) -> float:
         """Take a slot, waiting at most `patience` seconds. Returns when it was taken, for `release`.
 
         Raises Overloaded, LaneClosed.
@@ -51,23 +60,24 @@ class Lane:
         if self.in_flight < self.capacity and not self.waiting:
             self.in_flight += 1
             return self._clock()
-        if self.waiting >= self.queue:
-            raise Overloaded("queue_full", "the queue is full", self.expected_wait())
-        turn = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(tenant, deque()).append(turn)
+        if self.waiting >= self.queue and not self._make_room(key, priority):
+            raise Overloaded("queue_full", "the queue is full", self.expected_wait(key, priority))
+        turn: Turn = asyncio.get_running_loop().create_future()
+        self._bands.setdefault(priority, OrderedDict()).setdefault(key, deque()).append(turn)
         self.waiting += 1
         try:
             async with asyncio.timeout(patience):
                 await turn
         except TimeoutError:
             if not _granted(turn):
-                self._leave(tenant, turn)
-                raise Overloaded("queue_timeout", f"waited {patience:g} s in the queue", self.expected_wait()) from None
+                self._leave(key, priority, turn)
+                wait = self.expected_wait(key, priority)
+                raise Overloaded("queue_timeout", f"waited {patience:g} s in the queue", wait) from None
         except asyncio.CancelledError:
             if _granted(turn):
                 self._free()
             else:
-                self._leave(tenant, turn)
+                self._leave(key, priority, turn)
             raise
         return self._clock()
 
@@ -87,17 +97,26 @@ class Lane:
     def close(self) -> None:
         """The version is gone: those who wait must choose again. Running requests go on."""
         self._closed = True
-        for line in self._lines.values():
-            for turn in line:
-                if not turn.done():
-                    turn.set_exception(LaneClosed())
-        self._lines.clear()
+        for lines in self._bands.values():
+            for line in lines.values():
+                for turn in line:
+                    if not turn.done():
+                        turn.set_exception(LaneClosed())
+        self._bands.clear()
         self.waiting = 0
 
-    def expected_wait(self) -> float:
-        """Seconds until a request that came now would be served, by the observed rate; 1 to 60."""
-        mean = 1.0 if self._service_seconds is None else self._service_seconds
-        return min(MAX_RETRY_AFTER, max(1.0, (self.waiting + 1) * mean / max(1, self.capacity)))
+    def expected_wait(self, key: str = "", priority: int = NORMAL_PRIORITY) -> float:
+        """Seconds until a request of that key that came now would get its slot, by the observed rate; 1 to 60.
+
+        With all slots taken, one becomes free every mean service time / capacity (Little's law). Before the request go
+        those of higher priority, those of its own line, and from every other line as many as it has turns to wait for.
+        """
+        mean = UNKNOWN_SERVICE_SECONDS if self._service_seconds is None else self._service_seconds
+        lines = self._bands.get(priority) or OrderedDict()
+        turns = len(lines.get(key, ())) + 1
+        ahead = sum(len(line) for p, band in self._bands.items() if p > priority for line in band.values())
+        ahead += sum(min(len(line), turns) for k, line in lines.items() if k != key)
+        return min(MAX_RETRY_AFTER, max(1.0, (ahead + turns) * mean / max(1, self.capacity)))
 
     def _free(self) -> None:
         self.in_flight -= 1
@@ -105,24 +124,49 @@ class Lane:
 
     def _grant(self) -> None:
         while self.waiting and self.in_flight < self.capacity:
-            tenant, line = next(iter(self._lines.items()))
+            band = max(self._bands)
+            lines = self._bands[band]
+            key, line = next(iter(lines.items()))
             turn = line.popleft()
-            del self._lines[tenant]
+            del lines[key]
             if line:
-                self._lines[tenant] = line  # to the end: the next slot is another tenant's
+                lines[key] = line  # to the end: the next slot is another key's
+            if not lines:
+                del self._bands[band]
             self.waiting -= 1
             if not turn.done():
                 self.in_flight += 1
                 turn.set_result(None)
 
-    def _leave(self, tenant: str, turn: asyncio.Future[None]) -> None:
-        line = self._lines.get(tenant)
+    def _make_room(self, key: str, priority: int) -> bool:
+        """Turn away the request that has least claim to its place, if that is not the newcomer."""
+        if not self.waiting:
+            return False
+        band = min(self._bands)
+        if band > priority:
+            return False
+        lines = self._bands[band]
+        longest = max(lines, key=lambda k: len(lines[k]))
+        if band == priority and len(lines[longest]) <= len(lines.get(key, ())) + 1:
+            return False
+        turn = lines[longest][-1]
+        self._leave(longest, band, turn)
+        if not turn.done():
+            reason = "the queue is full and others have fewer requests in it"
+            turn.set_exception(Overloaded("queue_full", reason, self.expected_wait(longest, band)))
+        return True
+
+    def _leave(self, key: str, priority: int, turn: Turn) -> None:
+        lines = self._bands.get(priority, OrderedDict())
+        line = lines.get(key)
         if line is not None and turn in line:
             line.remove(turn)
             self.waiting -= 1
             if not line:
-                del self._lines[tenant]
+                del lines[key]
+            if not lines:
+                del self._bands[priority]
 
 
-def _granted(turn: asyncio.Future[None]) -> bool:
+def _granted(turn: Turn) -> bool:
     return turn.done() and not turn.cancelled() and turn.exception() is None

@@ -11,16 +11,19 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sluice_serving.gateway.asgi import send_body, send_start
+from sluice_serving.gateway.asgi import closing, send_body, send_start
+from sluice_serving.gateway.completion import PATHS, Kind
 from sluice_serving.gateway.errors import ApiError
 from sluice_serving.gateway.observations import MetricsCollector
 from sluice_serving.gateway.service import Gateway
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+ENDPOINTS: dict[str, Kind] = {path: kind for kind, path in PATHS.items()}
+"""What an engine answers."""
 
 
 class Api:
-    """The OpenAI-compatible API. Routes by hand: there are four paths, and each microsecond is everyone's."""
+    """The OpenAI-compatible API. Routes by hand: there are six paths, and each microsecond is everyone's."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -32,16 +35,19 @@ class Api:
         if scope["type"] != "http":
             return
         path: str = scope["path"]
+        if self.gateway.draining:
+            send = closing(send)
         try:
-            if path == "/v1/chat/completions":
+            kind = ENDPOINTS.get(path)
+            if kind is not None:
                 _only(scope, "POST")
-                await self.gateway.complete("chat", scope, receive, send)
-            elif path == "/v1/completions":
-                _only(scope, "POST")
-                await self.gateway.complete("text", scope, receive, send)
+                await self.gateway.complete(kind, scope, receive, send)
             elif path == "/v1/models" or path.startswith("/v1/models/"):
                 _only(scope, "GET")
                 await _send_json(send, 200, await self._models(scope, path.removeprefix("/v1/models").strip("/")))
+            elif path.startswith("/v1/responses/"):
+                raise ApiError(404, "Responses are not stored here, so that none can be found, cancelled or deleted.",
+                               code="response_not_found")  # fmt: skip
             else:
                 raise ApiError(404, f"Unknown request URL: {scope['method']} {path[:128]}.", code="unknown_url")
         except ApiError as error:
@@ -62,7 +68,7 @@ class Api:
 def _only(scope: Scope, method: str) -> None:
     if scope["method"] != method:
         raise ApiError(405, f"Not allowed to {scope['method']} on {scope['path']}; use {method}.",
-                       code="method_not_allowed")  # fmt: skip
+                       code="method_not_allowed", allow=method)  # fmt: skip
 
 
 async def _send_json(

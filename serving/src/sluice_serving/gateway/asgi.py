@@ -2,7 +2,7 @@
 
 import asyncio
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sluice_serving.gateway.errors import ApiError
 
@@ -25,6 +25,10 @@ def header(scope: Scope, name: bytes) -> str:
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The request's body. Raises ApiError 413 as soon as it is too long, Disconnected if the client leaves."""
+    encoding = header(scope, b"content-encoding")
+    if encoding not in {"", "identity"}:
+        raise ApiError(415, f"The body's encoding '{encoding[:32]}' is not taken; send plain JSON.",
+                       code="unsupported_encoding")  # fmt: skip
     too_large = ApiError(413, f"The request is larger than {limit} bytes.", code="request_too_large")
     length = header(scope, b"content-length")
     if length.isdecimal() and int(length) > limit:
@@ -63,6 +67,17 @@ async def send_start(
     else:
         sent.append((b"content-length", str(length).encode()))
     await send({"type": "http.response.start", "status": status, "headers": sent})
+
+
+def closing(send: Send) -> Send:
+    """`send` for a server that stops: the client is told to use another connection for its next request."""
+
+    async def send_and_close(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        await send(message)
+
+    return send_and_close
 
 
 async def send_body(send: Send, data: bytes, *, more: bool) -> None:

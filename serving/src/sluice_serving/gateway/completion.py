@@ -1,32 +1,34 @@
-"""Reading a completion request, and what of it goes on to the engine. Pure."""
+"""Reading a request for an answer, and what of it goes on to the engine. Pure."""
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sluice_contracts.routing import RoutingLimits
 
 from sluice_serving.arguments import ENGINE_MAX_OUTPUT_TOKENS
 from sluice_serving.gateway.errors import ApiError
+from sluice_serving.gateway.inputs import check_input
+from sluice_serving.gateway.parameters import CAPS, WITHHELD, Kind, check_parameters
 
-Kind = Literal["chat", "text"]
+__all__ = ["PATHS", "Completion", "Kind", "read_completion"]
 
-MAX_CHOICES = 8
-MAX_MESSAGES = 512
+PATHS: dict[Kind, str] = {
+    "chat": "/v1/chat/completions",
+    "text": "/v1/completions",
+    "responses": "/v1/responses",
+    "embeddings": "/v1/embeddings",
+}
+"""Where each kind is asked for, here as at the engine."""
+
 MAX_USER_CHARACTERS = 256
-WITHHELD = ("user", "safety_identifier", "metadata", "store", "prompt_cache_key")
-"""Who asks is not the engine's business."""
-REFUSED = (
-    "chat_template",
-    "chat_template_kwargs",
-    "mm_processor_kwargs",
-    "kv_transfer_params",
-    "vllm_xargs",
-    "request_id",
-    "priority",
-    "cache_salt",
-)
-"""The engine's own extensions, which would let a client run its templates or reach other clients' state."""
+ENGINE_DEFAULT_TOKENS: dict[Kind, int] = {
+    "chat": ENGINE_MAX_OUTPUT_TOKENS,
+    "text": 16,
+    "responses": ENGINE_MAX_OUTPUT_TOKENS,
+}
+"""How long the engine lets an answer become where the request does not say: `arguments.engine_kwargs`, and for text
+completions vLLM's own default (CompletionRequest.max_tokens)."""
 
 
 @dataclass(frozen=True)
@@ -39,41 +41,45 @@ class Completion:
     """Whether the client asked for the closing chunk with token counts."""
     user: str | None
     body: bytes
+    clamped: int | None = None
+    """The cap that was put in place of a higher wish of the client's."""
 
     @property
     def path(self) -> str:
         """The engine's endpoint."""
-        return "/v1/chat/completions" if self.kind == "chat" else "/v1/completions"
+        return PATHS[self.kind]
 
 
 def read_completion(kind: Kind, raw: bytes, model: str, limits: RoutingLimits) -> Completion:
     """The request in `raw`, with its output tokens capped. Raises ApiError in the API's own terms."""
+    request = _parse(raw)
+    _check_model(request.get("model"), model)
+    check_parameters(kind, request)
+    check_input(kind, request)
+    clamped = _cap_tokens(kind, request, limits)
+    stream = request.get("stream", False)
+    usage_wanted = _ask_for_usage(kind, request) if stream else _no_stream_options(request)
+    if kind == "responses":
+        _keep_nothing(request)
+    elif "modalities" in request and request["modalities"] != ["text"]:
+        raise ApiError(400, "Invalid value for 'modalities': answers are text; send [\"text\"], or leave it out.",
+                       param="modalities", code="invalid_value")  # fmt: skip
+    user = _user(request)
+    for name in WITHHELD:
+        request.pop(name, None)
+    if kind == "responses":
+        request["store"] = False
+    return Completion(kind, stream, usage_wanted, user, _encoded(request), clamped)
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
     try:
         request = json.loads(raw, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise ApiError(400, "The body is not valid JSON.", code="invalid_json") from None
     if not isinstance(request, dict):
         raise ApiError(400, "The body must be a JSON object.", code="invalid_json")
-    named = request.get("model")
-    if not isinstance(named, str):
-        raise ApiError(400, "You must provide a model parameter.", param="model", code="missing_model")
-    if named != model:
-        raise ApiError(404, f"The model '{named[:64]}' does not exist; this endpoint serves '{model}'.",
-                       param="model", code="model_not_found")  # fmt: skip
-    for name in REFUSED:
-        if name in request:
-            raise ApiError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
-    _check_input(kind, request)
-    _cap_tokens(kind, request, limits.max_output_tokens)
-    choices = request.get("n")
-    if choices is not None and not (_is_int(choices) and 1 <= choices <= MAX_CHOICES):
-        raise ApiError(400, f"n must be an integer from 1 to {MAX_CHOICES}.", param="n", code="invalid_value")
-    stream = _flag(request, "stream")
-    usage_wanted = _ask_for_usage(request) if stream else False
-    user = _user(request)
-    for name in WITHHELD:
-        request.pop(name, None)
-    return Completion(kind, stream, usage_wanted, user, _encoded(request))
+    return request
 
 
 def _no_constant(name: str) -> None:
@@ -87,72 +93,82 @@ def _encoded(request: dict[str, Any]) -> bytes:
         raise ApiError(400, "The body holds text that is not valid Unicode.", code="invalid_unicode") from None
 
 
-def _check_input(kind: Kind, request: dict[str, Any]) -> None:
-    if kind == "text":
-        if not isinstance(request.get("prompt"), str | list) or not request["prompt"]:
-            raise ApiError(400, "You must provide a prompt: text, or a list.", param="prompt", code="invalid_type")
-        return
-    messages = request.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise ApiError(400, "messages must be a list with at least one message.", param="messages", code="invalid_type")
-    if len(messages) > MAX_MESSAGES:
-        raise ApiError(
-            400, f"At most {MAX_MESSAGES} messages are taken.", param="messages", code="array_above_max_length"
-        )
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ApiError(400, f"messages[{i}] must be an object with a role.", param=f"messages[{i}]",
-                           code="invalid_type")  # fmt: skip
+def _check_model(named: object, model: str) -> None:
+    if not isinstance(named, str):
+        raise ApiError(400, "You must provide a model parameter.", param="model", code="missing_model")
+    if named != model:
+        raise ApiError(404, f"The model '{named[:64]}' does not exist; this endpoint serves '{model}'.",
+                       param="model", code="model_not_found")  # fmt: skip
 
 
-def _cap_tokens(kind: Kind, request: dict[str, Any], cap: int) -> None:
-    """Bound the answer: to the client's wish, or to the cap if that is lower.
+def _cap_tokens(kind: Kind, request: dict[str, Any], limits: RoutingLimits) -> int | None:
+    """Bound the answer: to the client's wish, or to the cap if that is lower. Returns the cap where it was.
 
-    A request without a wish gets the cap too, unless the engine's own default (see `arguments.engine_kwargs`) is at
-    least as strict: vLLM shortens its default to what the context leaves, but refuses a wish that does not fit.
+    A request without a wish gets the cap too, unless the engine's own default is at least as strict: vLLM shortens its
+    default to what the context leaves, but refuses a wish that does not fit.
     """
-    given = False
-    for name in ("max_tokens", "max_completion_tokens"):
-        value = request.get(name)
-        if value is None:
-            request.pop(name, None)
-            continue
-        if not _is_int(value) or value < 1:
-            raise ApiError(400, f"{name} must be an integer of at least 1.", param=name, code="invalid_value")
-        request[name] = min(value, cap)
-        given = True
-    if kind == "chat" and not given and cap < ENGINE_MAX_OUTPUT_TOKENS:
-        request["max_completion_tokens"] = cap
+    names, cap = CAPS[kind], limits.max_output_tokens
+    if not names:
+        return None
+    given = [name for name in names if name in request]
+    if len(given) > 1:
+        raise ApiError(400, f"'{given[0]}' and '{given[1]}' cannot both be given; use '{given[0]}'.", param=given[1],
+                       code="invalid_value")  # fmt: skip
+    if not given:
+        if cap < ENGINE_DEFAULT_TOKENS[kind]:
+            request[names[0]] = cap
+        return None
+    name, wish = given[0], request[given[0]]
+    if wish < 1:
+        raise ApiError(400, f"Invalid value for '{name}': expected an integer of at least 1.", param=name,
+                       code="invalid_value")  # fmt: skip
+    if wish <= cap:
+        return None
+    if limits.output_token_policy == "refuse":
+        raise ApiError(400, f"'{name}' is too large: {wish}. At most {cap} output tokens are allowed here.", param=name,
+                       code="invalid_value")  # fmt: skip
+    request[name] = cap
+    return cap
 
 
-def _ask_for_usage(request: dict[str, Any]) -> bool:
-    """Have the engine send token counts; says whether the client wants to see them."""
-    options = request.get("stream_options")
-    if options is None:
-        options = {}
-    if not isinstance(options, dict):
-        raise ApiError(400, "stream_options must be an object.", param="stream_options", code="invalid_type")
-    wanted = options.get("include_usage") is True
-    request["stream_options"] = {"include_usage": True}
-    return wanted
+def _ask_for_usage(kind: Kind, request: dict[str, Any]) -> bool:
+    """Have the engine send token counts; says whether the client wants to see them. A response always ends with them,
+    so nothing has to be asked for there."""
+    options = request.pop("stream_options", {})
+    wanted = options.get("include_usage")
+    if wanted is not None and not isinstance(wanted, bool):
+        raise ApiError(400, "Invalid type for 'stream_options.include_usage': expected true or false.",
+                       param="stream_options.include_usage", code="invalid_type")  # fmt: skip
+    if kind != "responses":
+        request["stream_options"] = {"include_usage": True}
+    return bool(wanted)
+
+
+def _no_stream_options(request: dict[str, Any]) -> bool:
+    if "stream_options" in request:
+        raise ApiError(400, "'stream_options' is only allowed together with 'stream': true.", param="stream_options",
+                       code="invalid_value")  # fmt: skip
+    return False
+
+
+def _keep_nothing(request: dict[str, Any]) -> None:
+    """Refuse what needs a response to be found again later, or something to run beside the model."""
+    for name in ("background", "store"):
+        if request.get(name):
+            raise ApiError(400, f"Invalid value for '{name}': responses are not stored; send false, or leave it out.",
+                           param=name, code="invalid_value")  # fmt: skip
+    for i, tool in enumerate(request.get("tools", [])):
+        if tool.get("type") != "function":
+            raise ApiError(400, f"Invalid value for 'tools[{i}].type': only 'function' is taken; no tool runs on the "
+                           "server.", param=f"tools[{i}].type", code="invalid_value")  # fmt: skip
 
 
 def _user(request: dict[str, Any]) -> str | None:
-    user = request.get("safety_identifier") or request.get("user")
-    if user is None:
-        return None
-    if not isinstance(user, str) or len(user) > MAX_USER_CHARACTERS or not user.isprintable():
-        raise ApiError(400, f"user must be text of at most {MAX_USER_CHARACTERS} printable characters.", param="user",
-                       code="invalid_type")  # fmt: skip
-    return user
-
-
-def _flag(request: dict[str, Any], name: str) -> bool:
-    value = request.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise ApiError(400, f"{name} must be true or false.", param=name, code="invalid_type")
-    return bool(value)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    for name in ("safety_identifier", "user"):
+        user: str = request.get(name, "")
+        if user:
+            if len(user) > MAX_USER_CHARACTERS or not user.isprintable():
+                raise ApiError(400, f"Invalid value for '{name}': expected at most {MAX_USER_CHARACTERS} printable "
+                               "characters.", param=name, code="invalid_value")  # fmt: skip
+            return user
+    return None

@@ -1,6 +1,7 @@
 """Errors in the shape that OpenAI's clients understand."""
 
 import json
+import math
 from typing import Any
 
 
@@ -15,6 +16,7 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after: float | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -22,6 +24,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.retry_after = retry_after
+        self.allow = allow
 
     @property
     def type(self) -> str:
@@ -44,7 +47,9 @@ class ApiError(Exception):
         """Headers beyond the content's type and length."""
         headers = []
         if self.retry_after is not None:
-            headers.append((b"retry-after", str(max(1, round(self.retry_after))).encode()))
+            headers.append((b"retry-after", str(max(1, math.ceil(self.retry_after))).encode()))
+        if self.allow is not None:
+            headers.append((b"allow", self.allow.encode()))
         if self.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         return headers
@@ -53,9 +58,12 @@ class ApiError(Exception):
 class EngineFailed(Exception):
     """A version did not do its part: it could not be reached, answered 5xx, or broke off.
 
-    `retriable` where the engine has not begun to answer, so that asking again cannot answer twice.
+    `retriable` where another replica may do better: not after a deadline, which is used up. An answer has no other
+    effect than being read, so as long as the client has seen nothing of it, asking again is safe.
+    `unavailable` where nothing ran at all.
     """
 
-    def __init__(self, reason: str, *, retriable: bool) -> None:
+    def __init__(self, reason: str, *, retriable: bool, unavailable: bool = False) -> None:
         super().__init__(reason)
         self.retriable = retriable
+        self.unavailable = unavailable

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from sluice_serving.gateway.answers import response_counts
+from sluice_serving.gateway.errors import ApiError
+from sluice_serving.gateway.parameters import Kind
+
 MAX_EVENT = 1 << 20
 DONE = b"data: [DONE]"
 
@@ -18,18 +22,19 @@ class BrokenStream(Exception):
 
 
 @dataclass
-class StreamReader:
-    """Cuts bytes into events and keeps the counts of one answer."""
+class EventCutter:
+    """Cuts bytes into events, and keeps the counts of one answer; what an event tells, a subclass knows."""
 
-    usage_wanted: bool
     finished: bool = False
-    """The closing [DONE] was seen."""
+    """The event that closes the stream was seen."""
     tokens_seen: int = 0
     """Events with content: stands in for the token count where the engine gives none."""
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     finish_reason: str | None = None
     error: str | None = None
+    events: int = 0
+    """Events that went to the client."""
     _rest: bytearray = field(default_factory=bytearray)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -48,7 +53,18 @@ class StreamReader:
                 raise BrokenStream(f"an event of more than {MAX_EVENT} bytes")
         for event in whole:
             if self._notice(event):
+                self.events += 1
                 yield event + b"\n\n"
+
+    def _notice(self, event: bytes) -> bool:
+        raise NotImplementedError
+
+
+@dataclass
+class StreamReader(EventCutter):
+    """The stream of a chat or text completion."""
+
+    usage_wanted: bool = False
 
     def _notice(self, event: bytes) -> bool:
         """Count what the event tells; whether the client should see it."""
@@ -81,40 +97,58 @@ class StreamReader:
         return True
 
 
-def error_event(body: dict[str, Any]) -> bytes:
-    """An error in the middle of a stream, as OpenAI's clients expect it."""
-    return b"data: " + json.dumps(body).encode() + b"\n\n"
+RESPONSE_ENDS = (b"event: response.completed", b"event: response.incomplete", b"event: response.failed")
 
 
-def template_events(identity: str, created: int, model: str, kind: str, text: str) -> bytes:
-    """A whole streamed answer that says `text`."""
-    objects = []
-    for delta, reason in (({"role": "assistant", "content": text}, None), ({}, "stop")):
-        choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}
-        choice |= {"delta": delta} if kind == "chat" else {"text": delta.get("content", "")}
-        objects.append(
-            {
-                "id": identity,
-                "object": "chat.completion.chunk" if kind == "chat" else "text_completion",
-                "created": created,
-                "model": model,
-                "choices": [choice],
-            }
-        )
-    return b"".join(b"data: " + json.dumps(o).encode() + b"\n\n" for o in objects) + DONE + b"\n\n"
+@dataclass
+class ResponseReader(EventCutter):
+    """The stream of a response: named events, the last of which holds the whole response with its counts."""
+
+    def _notice(self, event: bytes) -> bool:
+        self.tokens_seen += event.startswith(b"event: response.output_text.delta")
+        if event.startswith(b"event: error"):
+            return self._read_error(event)
+        if not event.startswith(RESPONSE_ENDS):
+            return True
+        counts = response_counts(_data_of(event).get("response"))
+        self.prompt_tokens, self.output_tokens = counts.prompt_tokens, counts.output_tokens
+        self.finish_reason = counts.finish_reason
+        if event.startswith(b"event: response.failed"):
+            self.error = "the engine's response failed"
+            return False
+        self.finished = True
+        return True
+
+    def _read_error(self, event: bytes) -> bool:
+        self.error = str(_data_of(event).get("message") or "the engine sent an error")
+        return False
 
 
-def template_answer(identity: str, created: int, model: str, kind: str, text: str) -> bytes:
-    """A whole answer in one piece that says `text`."""
-    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
-    choice |= {"message": {"role": "assistant", "content": text}} if kind == "chat" else {"text": text}
-    return json.dumps(
-        {
-            "id": identity,
-            "object": "chat.completion" if kind == "chat" else "text_completion",
-            "created": created,
-            "model": model,
-            "choices": [choice],
-            "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
-        }
-    ).encode()
+def _data_of(event: bytes) -> dict[str, Any]:
+    """The JSON object in an event's data line; empty if there is none."""
+    for line in event.split(b"\n"):
+        if line.startswith(b"data:"):
+            try:
+                content = json.loads(line.removeprefix(b"data:"))
+            except ValueError:
+                return {}
+            return content if isinstance(content, dict) else {}
+    return {}
+
+
+def stream_reader(kind: Kind, usage_wanted: bool) -> "StreamReader | ResponseReader":
+    """What reads the stream of one answer of that kind."""
+    return ResponseReader() if kind == "responses" else StreamReader(usage_wanted=usage_wanted)
+
+
+def error_event(kind: Kind, error: ApiError, sequence: int = 0) -> bytes:
+    """An error in the middle of a stream, as OpenAI's clients expect it.
+
+    A response's stream documents an event of type `error`; it has the `error` object too, at which the clients raise.
+    """
+    body = error.body()
+    if kind != "responses":
+        return b"data: " + json.dumps(body).encode() + b"\n\n"
+    content = {"type": "error", "code": error.code, "message": error.message, "param": None,
+               "sequence_number": sequence} | body  # fmt: skip
+    return b"event: error\ndata: " + json.dumps(content).encode() + b"\n\n"

@@ -5,7 +5,6 @@ event must go out as it comes.
 """
 
 import asyncio
-import json
 import logging
 import secrets
 import time
@@ -18,17 +17,27 @@ from sluice_contracts.routing import Backend, RoutingTable
 from starlette.types import Receive, Scope, Send
 
 from sluice_serving.gateway.admission import Lane, LaneClosed, Overloaded
+from sluice_serving.gateway.answers import read_counts
 from sluice_serving.gateway.asgi import Disconnected, header, read_body, send_body, send_start, until_disconnect
 from sluice_serving.gateway.completion import Completion, Kind, read_completion
 from sluice_serving.gateway.errors import ApiError, EngineFailed
-from sluice_serving.gateway.events import BrokenStream, StreamReader, error_event, template_answer, template_events
+from sluice_serving.gateway.events import BrokenStream, error_event, stream_reader
 from sluice_serving.gateway.interactions import InteractionLog
 from sluice_serving.gateway.keys import KeyStore
 from sluice_serving.gateway.observations import Gauges, Observations, Outcome
 from sluice_serving.gateway.records import Interaction, pseudonym
 from sluice_serving.gateway.split import choose
+from sluice_serving.gateway.templates import template_answer, template_events
 from sluice_serving.gateway.tenants import Caller
-from sluice_serving.gateway.upstream import ATTEMPTS, RETRY_PAUSE_SECONDS, Upstream, chunks_of, read_answer
+from sluice_serving.gateway.upstream import (
+    ATTEMPTS,
+    RETRY_PAUSE_SECONDS,
+    VERSIONS,
+    RetryBudget,
+    Upstream,
+    chunks_of,
+    read_answer,
+)
 
 logger = logging.getLogger("sluice.gateway")
 
@@ -54,10 +63,12 @@ class Exchange:
     outcome: Outcome | None = None
     started: bool = False
     """Whether response headers are out."""
+    events: int = 0
+    """Events that the client has got."""
 
 
 class Gateway:
-    """The state that requests share, and the handler of `/v1/chat/completions` and `/v1/completions`."""
+    """The state that requests share, and the handler of those that an engine answers."""
 
     def __init__(
         self,
@@ -75,6 +86,7 @@ class Gateway:
         self.table: RoutingTable | None = None
         self.draining = False
         self.lanes: dict[str, Lane] = {}
+        self._retry_budget = RetryBudget()
         self._pseudonym_key = pseudonym_key
         self._request_timeout = request_timeout
 
@@ -126,7 +138,7 @@ class Gateway:
         return caller
 
     async def complete(self, kind: Kind, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one completion request; stop all work for it when the client leaves."""
+        """Answer one request; stop all work for it when the client leaves."""
         exchange = Exchange(kind)
         try:
             exchange.caller = await self.authenticate(scope)
@@ -154,7 +166,12 @@ class Gateway:
             leaving.cancel()
             self._record(exchange, table)
         if not answering.cancelled() and (failure := answering.exception()) is not None:
-            raise failure
+            logger.error("request %s: an error in the gateway itself", exchange.id, exc_info=failure)
+            if exchange.started:
+                raise failure  # the server then closes the connection, so that the client sees the answer is not whole
+            refusal = ApiError(500, "The gateway failed; the error is in its log under this request's id.",
+                               code="internal_error")  # fmt: skip
+            await self._refuse(exchange, refusal, send)
 
     async def _give_up(self, exchange: Exchange, send: Send, *, left: bool) -> None:
         """The client left, or the request took longer than any may."""
@@ -192,18 +209,19 @@ class Gateway:
         except EngineFailed as error:
             if exchange.started:
                 failure = ApiError(502, "The model broke off in the middle of its answer.", code="engine_error")
-                await send_body(send, error_event(failure.body()), more=False)
+                await send_body(send, error_event(completion.kind, failure, exchange.events), more=False)
             elif not await self._from_template(exchange, completion, send):
                 logger.warning("request %s: %s", exchange.id, error)
-                refusal = ApiError(503 if error.retriable else 502, "The model could not answer; try again.",
+                refusal = ApiError(503 if error.unavailable else 502, "The model could not answer; try again.",
                                    code="engine_error", retry_after=UNAVAILABLE_RETRY_AFTER)  # fmt: skip
                 await self._refuse(exchange, refusal, send)
 
     async def _from_some_version(self, exchange: Exchange, completion: Completion, send: Send) -> None:
-        """Try the person's version, then the others that take traffic, until one has begun to answer."""
+        """Try the person's version, then once another that takes traffic."""
         tried: set[str] = set()
-        failure = EngineFailed("no version is ready", retriable=True)
-        for _ in range(4):  # three versions at most, and one change of the table
+        failure = EngineFailed("no version is ready", retriable=True, unavailable=True)
+        self._retry_budget.earn()
+        for _ in range(3):  # two versions, and one change of the table
             table = self._table()
             backend = choose([b for b in table.backends if b.model_version not in tried], exchange.person)
             if backend is None:
@@ -217,39 +235,50 @@ class Gateway:
             exchange.route = "failover" if tried else "split"
             exchange.outcome = None
             try:
-                await self._from_version(exchange, backend, completion, send)
+                await self._from_version(exchange, backend, completion, send, ATTEMPTS if not tried else 1)
                 return
             except EngineFailed as error:
-                if not error.retriable or exchange.started:
+                label = "unavailable" if error.unavailable else "engine_error"
+                exchange.outcome = _failed(exchange, label, self._partial(exchange))
+                tried.add(backend.model_version)
+                others = [b for b in self._table().backends if b.model_version not in tried]
+                may_ask_another = error.retriable and not exchange.started and len(tried) < VERSIONS
+                if not may_ask_another or choose(others, exchange.person) is None:
                     raise
                 # Another version answers instead, but this one is charged with the failure.
-                outcome = _failed(exchange, "unavailable")
-                self.observations.record(backend.model_version, table.window, outcome, exchange.request_bytes)
-                tried.add(backend.model_version)
+                self._charge(exchange, table)
                 failure = error
             finally:
                 served = exchange.outcome is not None and exchange.outcome.label == "ok"
                 lane.release(taken, served=served)
-        exchange.backend = None
         raise failure
 
-    async def _from_version(self, exchange: Exchange, backend: Backend, completion: Completion, send: Send) -> None:
+    def _charge(self, exchange: Exchange, table: RoutingTable) -> None:
+        """Count a failure against the version that had the request; from here on it has none."""
+        if exchange.backend is not None and exchange.outcome is not None and exchange.outcome.failed:
+            version = exchange.backend.model_version
+            self.observations.record(version, table.window, exchange.outcome, exchange.request_bytes)
+        exchange.backend, exchange.outcome = None, None
+
+    async def _from_version(
+        self, exchange: Exchange, backend: Backend, completion: Completion, send: Send, attempts: int
+    ) -> None:
         url = backend.url.rstrip("/") + completion.path
-        for attempt in range(1, ATTEMPTS + 1):
+        for left in reversed(range(attempts)):
             asked = time.monotonic()
             try:
                 async with self.upstream.ask(url, completion.body, exchange.id) as response:
-                    if response.status >= 400:
-                        await self._pass_refusal(exchange, response.status, await read_answer(response))
-                    elif completion.stream:
+                    if completion.stream:
                         await self._pass_stream(exchange, backend, completion, chunks_of(response), asked, send)
                     else:
-                        await self._pass_whole(exchange, backend, await read_answer(response), asked, send)
+                        await self._pass_whole(exchange, backend, completion, await read_answer(response), asked, send)
                 return
+            except ApiError:
+                # The engine found fault with the request: the client's doing, not the version's.
+                exchange.outcome = Outcome(failed=False, label="client_error")
+                raise
             except EngineFailed as error:
-                if not error.retriable:
-                    exchange.outcome = _failed(exchange, "engine_error", self._partial(exchange))
-                if not error.retriable or exchange.started or attempt == ATTEMPTS:
+                if not error.retriable or exchange.started or not left or not self._retry_budget.spend():
                     raise
             self.observations.retries += 1
             await asyncio.sleep(RETRY_PAUSE_SECONDS)
@@ -258,31 +287,19 @@ class Gateway:
     def _partial(exchange: Exchange) -> float | None:
         return exchange.outcome.ttft if exchange.outcome else None
 
-    async def _pass_refusal(self, exchange: Exchange, status: int, body: bytes) -> None:
-        """The engine found fault with the request: the client's doing, not the version's."""
-        exchange.outcome = Outcome(failed=False, label="client_error")
-        try:
-            error = json.loads(body)["error"]
-            raise ApiError(status, str(error["message"])[:2000], param=error.get("param"), code="invalid_request")
-        except (ValueError, KeyError, TypeError):
-            raise ApiError(status, "The model refused the request.", code="invalid_request") from None
-
-    async def _pass_whole(self, exchange: Exchange, backend: Backend, body: bytes, asked: float, send: Send) -> None:
-        try:
-            answer = json.loads(body)
-            usage, choices = answer.get("usage") or {}, answer["choices"]
-            reason = choices[0].get("finish_reason")
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise EngineFailed("the engine's answer is no completion", retriable=False) from None
+    async def _pass_whole(
+        self, exchange: Exchange, backend: Backend, completion: Completion, body: bytes, asked: float, send: Send
+    ) -> None:
+        counts = read_counts(completion.kind, body)
         exchange.outcome = Outcome(
             failed=False,
             latency=time.monotonic() - asked,
-            prompt_tokens=usage.get("prompt_tokens"),
-            output_tokens=usage.get("completion_tokens"),
-            finish_reason=reason,
+            prompt_tokens=counts.prompt_tokens,
+            output_tokens=counts.output_tokens,
+            finish_reason=counts.finish_reason,
         )
         exchange.started = True
-        await send_start(send, 200, b"application/json", self._headers(exchange, backend), len(body))
+        await send_start(send, 200, b"application/json", self._headers(exchange, backend, completion), len(body))
         await send_body(send, body, more=False)
 
     async def _pass_stream(
@@ -294,7 +311,7 @@ class Gateway:
         asked: float,
         send: Send,
     ) -> None:
-        reader = StreamReader(completion.usage_wanted)
+        reader = stream_reader(completion.kind, completion.usage_wanted)
         ttft: float | None = None
         try:
             async for chunk in chunks:
@@ -303,14 +320,16 @@ class Gateway:
                         ttft = time.monotonic() - asked
                         exchange.outcome = Outcome(failed=True, ttft=ttft, label="broken_stream")
                         exchange.started = True
-                        await send_start(send, 200, b"text/event-stream", self._headers(exchange, backend))
+                        headers = self._headers(exchange, backend, completion)
+                        await send_start(send, 200, b"text/event-stream", headers)
                     await send_body(send, event, more=True)
+                    exchange.events = reader.events
                 if reader.error is not None or reader.finished:
                     break
         except BrokenStream as error:
             raise EngineFailed(str(error), retriable=False) from None
         if reader.error is not None or not reader.finished:
-            raise EngineFailed("the engine's stream ended early", retriable=not exchange.started)
+            raise EngineFailed("the engine's stream ended early", retriable=True)
         exchange.outcome = Outcome(
             failed=False,
             latency=time.monotonic() - asked,
@@ -326,25 +345,27 @@ class Gateway:
         table = self.table
         if table is None or table.fallback_template is None:
             return False
+        make = template_events if completion.stream else template_answer
+        body = make(completion.kind, exchange.id, int(time.time()), table.model, table.fallback_template)
+        if body is None:
+            return False
+        self._charge(exchange, table)
         exchange.route, exchange.started = "template", True
         exchange.outcome = Outcome(failed=False, label="template")
         self.observations.fallbacks += 1
-        identity, created = f"chatcmpl-{exchange.id}", int(time.time())
-        make = template_events if completion.stream else template_answer
-        body = make(identity, created, table.model, completion.kind, table.fallback_template)
         kind = b"text/event-stream" if completion.stream else b"application/json"
         await send_start(send, 200, kind, [(b"x-sluice-fallback", b"template"), *_identity(exchange)], len(body))
         await send_body(send, body, more=False)
         return True
 
-    def _headers(self, exchange: Exchange, backend: Backend) -> list[tuple[bytes, bytes]]:
+    def _headers(self, exchange: Exchange, backend: Backend, completion: Completion) -> list[tuple[bytes, bytes]]:
         headers = [
             (b"x-sluice-version", backend.model_version.encode()),
             (b"x-sluice-lineage", backend.lineage.encode("latin-1", "replace")),
             *_identity(exchange),
         ]
-        if self.draining:
-            headers.append((b"connection", b"close"))
+        if completion.clamped is not None:
+            headers.append((b"x-sluice-max-output-tokens", str(completion.clamped).encode()))
         return headers
 
     async def _refuse(self, exchange: Exchange, error: ApiError, send: Send) -> None:
