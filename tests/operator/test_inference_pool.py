@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import Phase
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -368,6 +369,100 @@ class TestRollout:
         rolling(world)
         look(world, seconds=3601, stable=2, candidate=2)
         assert world.reason("Stalled") == ("True", "RolledBack")
+
+
+class TestScaleToZero:
+    @pytest.fixture
+    def drowsy(self, make: Any) -> World:
+        """v1 served, and sleeps."""
+        found = World(make, make.pool_spec(replicas={"min": 0, "max": 2}))
+        found.step()
+        assert found.reason() == ("False", "EngineStarting")
+        assert least(found) == {"v1": 1}, "it runs once before it may sleep"
+        found.engine("v1", ready=True, pods=1)
+        found.step()
+        assert least(found) == {"v1": 0}
+        found.engine("v1", pods=None)
+        found.step()
+        return found
+
+    def test_asleep_is_ready_and_available_and_not_degraded(self, drowsy: World) -> None:
+        assert drowsy.reason() == drowsy.reason("Available") == ("True", "ScaledToZero")
+        assert drowsy.reason("Degraded")[0] == drowsy.reason("Reconciling")[0] == drowsy.reason("Stalled")[0] == "False"
+        assert drowsy.status.replicas == 0
+        assert drowsy.routes is not None
+        assert [(b.ready, b.may_sleep, b.weight) for b in drowsy.routes.backends] == [(True, True, 100)]
+        drowsy.engine("v1", pods=1)
+        drowsy.step()
+        assert drowsy.reason() == drowsy.reason("Available") == ("True", "Serving")
+
+    def test_a_pool_that_never_sleeps_tells_the_gateway_so(self, world: World) -> None:
+        assert world.routes is not None
+        assert [b.may_sleep for b in world.routes.backends] == [False]
+
+    def test_being_told_that_it_may_sleep_takes_no_version_out_of_the_traffic(self, drowsy: World) -> None:
+        drowsy.engine("v1", ready=False, deploying=True, pods=1)
+        drowsy.step()
+        assert drowsy.reason() == ("True", "Serving")
+        drowsy.engine("v1", deploying=False)
+        drowsy.step()
+        assert drowsy.reason("Degraded") == ("True", "StableNotReady"), (
+            "an engine that does not answer is another matter"
+        )
+        drowsy.engine("v1", deploying=True)
+        drowsy.step()
+        assert drowsy.reason("Degraded") == ("True", "StableNotReady"), "and starts from the beginning"
+
+    def test_a_candidate_is_awake_before_it_gets_traffic_and_as_long_as_it_is_tried(self, drowsy: World) -> None:
+        drowsy.want("v2")
+        drowsy.step()
+        assert least(drowsy) == {"v1": 0, "v2": 1}
+        assert drowsy.weights() == {"v1": 100}
+        drowsy.engine("v2", ready=True, pods=1)
+        drowsy.step()
+        assert drowsy.weights() == {"v1": 80, "v2": 20}
+        look(drowsy)
+        assert least(drowsy) == {"v1": 0, "v2": 1}
+        for _ in range(3):
+            look(drowsy, candidate=400)
+        assert drowsy.status.stable is not None
+        assert drowsy.status.stable.model_version == "v2"
+        assert least(drowsy)["v2"] == 0, "stable may sleep"
+
+    def test_a_sleeping_version_gives_no_data_and_never_a_pass(self, drowsy: World) -> None:
+        drowsy.want("v2")
+        drowsy.step()
+        drowsy.engine("v2", ready=True, pods=1)
+        drowsy.step()
+        for _ in range(30):
+            look(drowsy, stable=0, candidate=100)
+        assert drowsy.status.stable is not None
+        assert drowsy.status.stable.model_version == "v1", "nothing to compare with: not promoted"
+        assert {v.verdict.value for v in drowsy.status.verdicts} == {"undecided"}
+        drowsy.want("v1")
+        drowsy.step()
+        drowsy.want("v3")
+        drowsy.seconds += 60
+        drowsy.step()
+        drowsy.step()
+        drowsy.engine("v3", ready=True, pods=1)
+        drowsy.step()
+        drowsy.events.clear()
+        for _ in range(5):
+            look(drowsy, stable=0, candidate=0)
+        assert drowsy.status.step == 0, "no one asked: no step"
+        assert "NoAnalysisData" in drowsy.events
+
+
+def least(world: World) -> dict[str, int]:
+    """Engines that each version keeps at least, by the RayServices the operator wants now."""
+    found = {}
+    for apply in world.decide().apply:
+        if apply.resource.kind == "RayService":
+            (application,) = yaml.safe_load(apply.object["spec"]["serveConfigV2"])["applications"]
+            scaling = application["deployments"][0]["autoscaling_config"]
+            found[application["args"]["modelVersion"]] = scaling["min_replicas"]
+    return found
 
 
 class TestPeople:

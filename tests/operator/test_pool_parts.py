@@ -8,7 +8,8 @@ from sluice_contracts.hardware import ReplicaHardware
 from sluice_contracts.inference_pool import Replicas
 from sluice_contracts.training_run import ManifestReference
 from sluice_operator.children.rayservice import Version, ray_service
-from sluice_operator.inference_pool.capacity import engines, room
+from sluice_operator.children.routes import routing_table
+from sluice_operator.inference_pool.capacity import asleep, engines, room
 from sluice_operator.inference_pool.engine_state import EngineState, read_ray_service
 from sluice_operator.inference_pool.needs import rollout_needs
 from sluice_operator.inference_pool.route import ObservedRoute, RouteState, plan_route, read_parents
@@ -73,8 +74,28 @@ class TestAutoscaling:
         assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (2, 2, 5), "one is warm"
         assert cluster["enableInTreeAutoscaling"] is True
         assert cluster["autoscalerOptions"]["securityContext"]["allowPrivilegeEscalation"] is False
-        args = yaml.safe_load(body["serveConfigV2"])["applications"][0]["args"]
-        assert (args["minReplicas"], args["maxReplicas"], args["targetOngoing"]) == (1, 5, 3)
+        assert scaling(body) == {
+            "min_replicas": 1,
+            "max_replicas": 5,
+            "target_ongoing_requests": 3,
+            "upscale_delay_s": 30,
+            "downscale_delay_s": 600,
+        }
+
+    def test_another_size_is_no_reason_to_start_the_engines_anew(self, make: Any) -> None:
+        small = service(make, make.pool_spec(hardware=GPU, replicas={"min": 1, "max": 2}))
+        large = service(make, make.pool_spec(hardware=GPU, replicas={"min": 0, "max": 4, "scaleUpDelay": "5s"}))
+        (one,), (other,) = (yaml.safe_load(s["serveConfigV2"])["applications"] for s in (small, large))
+        assert one.pop("deployments") != other.pop("deployments")
+        assert one == other, "Ray Serve builds an application anew when any of this differs"
+
+    def test_ray_serve_takes_the_range_over_what_the_application_says(self, make: Any) -> None:
+        schema = pytest.importorskip("ray.serve.schema")
+        for replicas in ({"min": 3, "max": 3}, {"min": 0, "max": 4}, {"min": 1, "max": 4, "scaleDownDelay": "1h"}):
+            spec = make.pool_spec(hardware=GPU, replicas=replicas)
+            (application,) = yaml.safe_load(service(make, spec)["serveConfigV2"])["applications"]
+            (deployment,) = schema.ServeApplicationSchema.model_validate(application).deployments
+            assert deployment.name == application["args"]["model"], "the deployment is called after the model"
 
     def test_no_autoscaler_runs_where_the_machines_are_always_the_same(self, make: Any) -> None:
         cluster = service(make, make.pool_spec(hardware=GPU, replicas={"min": 1, "max": 2, "warm": 1}))[
@@ -90,10 +111,91 @@ class TestAutoscaling:
         assert group["rayStartParams"]["num-cpus"] == "1", "an engine takes one of Ray's CPUs"
 
 
-def service(make: Any, spec: Any) -> Any:
+class TestScaleToZero:
+    replicas: dict[str, Any] = {
+        "min": 0,
+        "max": 3,
+        "scaleToZero": {"idle": "5m", "wakeTimeout": "90s", "coldStart": "45s"},
+    }
+
+    def test_the_last_engine_goes_when_idle_and_its_machine_with_it(self, make: Any) -> None:
+        body = service(make, make.pool_spec(hardware=GPU, replicas=self.replicas))
+        assert (scaling(body)["min_replicas"], scaling(body)["downscale_to_zero_delay_s"]) == (0, 300)
+        (group,) = body["rayClusterConfig"]["workerGroupSpecs"]
+        assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 0, 3), "it runs once first"
+        assert body["rayClusterConfig"]["enableInTreeAutoscaling"] is True
+
+    def test_what_must_stay_awake_does(self, make: Any) -> None:
+        spec = make.pool_spec(hardware=GPU, replicas=self.replicas)
+        assert scaling(service(make, spec, awake=True))["min_replicas"] == 1
+        single = make.pool_spec(hardware=GPU, replicas={"min": 0, "max": 1})
+        assert scaling(service(make, single, awake=True))["min_replicas"] == 1
+
+    def test_on_cpu_too_the_machine_can_go_and_the_head_stays(self, make: Any) -> None:
+        cluster = service(make, make.pool_spec(replicas={"min": 0, "max": 1}))["rayClusterConfig"]
+        assert cluster["workerGroupSpecs"][0]["minReplicas"] == 0
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+    def test_a_warm_machine_stays_for_an_engine_that_sleeps(self, make: Any) -> None:
+        replicas = {"min": 0, "max": 1, "warm": 1}
+        cluster = service(make, make.pool_spec(hardware=GPU, replicas=replicas))["rayClusterConfig"]
+        (group,) = cluster["workerGroupSpecs"]
+        assert (group["replicas"], group["minReplicas"]) == (1, 1)
+
+    def test_the_gateway_is_told_how_long_to_hold(self, make: Any) -> None:
+        spec = make.pool_spec(hardware=GPU, replicas=self.replicas)
+        table = routing_table(make.meta("chat"), spec, [], "")
+        assert (table.waking.timeout_seconds, table.waking.cold_start_seconds) == (90, 45)
+        endless = make.pool_spec(replicas={"min": 0, "scaleToZero": {"wakeTimeout": "99999d", "coldStart": "0s"}})
+        assert routing_table(make.meta("chat"), endless, [], "").waking.timeout_seconds == 86_400
+
+    @pytest.mark.parametrize(
+        ("replicas", "ready", "pods", "sleeps"),
+        [
+            ({"min": 0, "max": 1}, True, None, True),
+            ({"min": 0, "max": 1}, True, 0, True),
+            ({"min": 0, "max": 1}, True, 1, False),
+            ({"min": 0, "max": 1}, False, 0, False),
+            ({"min": 1, "max": 1}, True, 0, False),
+        ],
+    )
+    def test_a_version_without_machines_sleeps_if_it_may(
+        self, make: Any, replicas: Any, ready: bool, pods: int | None, sleeps: bool
+    ) -> None:
+        spec = make.pool_spec(hardware=GPU, replicas=replicas)
+        state = EngineState("chat-1", ready=ready, pods=pods)
+        assert asleep(spec, state) is sleeps
+        assert asleep(spec, None) is False
+        if sleeps:
+            assert (engines(spec, state), room(spec, state)) == (0, 1)
+
+    def test_a_rollout_needs_the_machine_its_candidate_is_awake_on(self) -> None:
+        found = rollout_needs(ReplicaHardware.model_validate(GPU), Replicas(min=0, max=2), takes_over=False)
+        assert (found.replicas, found.accelerators, found.accelerators_at_most) == (1, 2, 4)
+
+    @pytest.mark.parametrize(
+        ("ready", "application", "deploying"),
+        [("True", "DEPLOYING", True), ("False", "DEPLOYING", False), ("True", "RUNNING", False)],
+    )
+    def test_ray_serve_at_work_on_an_application_that_answers(
+        self, ready: str, application: str, deploying: bool
+    ) -> None:
+        status = {
+            "conditions": [{"type": "Ready", "status": ready}],
+            "activeServiceStatus": {"applicationStatuses": {"llm": {"status": application}}},
+        }
+        assert read_ray_service({"metadata": {"name": "a"}, "status": status}).deploying is deploying
+
+
+def scaling(body: Any) -> Any:
+    (deployment,) = yaml.safe_load(body["serveConfigV2"])["applications"][0]["deployments"]
+    return deployment["autoscaling_config"]
+
+
+def service(make: Any, spec: Any, **more: Any) -> Any:
     manifest = ManifestReference(uri="gs://sluice/runs/a/manifest.json", digest="sha256:" + "c" * 64)
     version = Version("v1", "support-bot", "a" * 64, manifest)
-    return ray_service(make.meta("chat"), spec, version, make.settings())["spec"]
+    return ray_service(make.meta("chat"), spec, version, make.settings(), **more)["spec"]
 
 
 def route(*parents: dict[str, Any], wanted: int = 1, generation: int = 2) -> dict[str, Any]:

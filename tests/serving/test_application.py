@@ -36,7 +36,7 @@ def arguments(**more: Any) -> ServeArguments:
         ({"manifestDigest": "sha256:short"}, "manifestDigest"),
         ({"manifestUri": "https://elsewhere/m.json"}, "manifestUri"),
         ({"colour": "blue"}, "colour"),
-        ({"minReplicas": 3, "maxReplicas": 2}, "above maxReplicas"),
+        ({"minReplicas": 3}, "minReplicas"),
         ({"accelerator": "tpu-v6e-slice"}, "needs a topology"),
         ({"accelerator": "abacus"}, "accelerator"),
         ({"engineArgs": {"trust-remote-code": "true"}}, "trust-remote-code"),
@@ -62,14 +62,13 @@ def test_on_cpu_one_logical_cpu_is_enough_and_nothing_is_compiled() -> None:
 
 
 def test_gpus_and_tpus_are_a_matter_of_the_spec_alone() -> None:
-    gpu = arguments(accelerator="nvidia-l4", count=2, minReplicas=1, maxReplicas=4, targetOngoing=3)
+    gpu = arguments(accelerator="nvidia-l4", count=2)
     fields = llm_config(gpu, "/m", {})
     assert fields["accelerator_type"] == "L4"
     assert fields["accelerator_config"] == {"kind": "gpu"}
     assert fields["engine_kwargs"]["tensor_parallel_size"] == 2
     assert [b["GPU"] for b in fields["placement_group_config"]["bundles"]] == [1, 1]
-    scaling = {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 3}
-    assert deployment_options(gpu)["autoscaling_config"] == scaling
+    assert deployment_options(gpu)["placement_group_strategy"] == "PACK"
     tpu = arguments(accelerator="tpu-v6e-slice", topology="2x4")
     fields = llm_config(tpu, "/m", {})
     assert fields["accelerator_type"] == "TPU-V6E"

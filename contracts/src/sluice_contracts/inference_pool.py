@@ -18,28 +18,52 @@ from sluice_contracts.kubernetes import (
 )
 
 
+class ScaleToZero(Contract):
+    """How a pool with `replicas.min` 0 falls asleep and wakes."""
+
+    model_config = cel(
+        (
+            "self.coldStart.matches('[1-9]')",
+            "replicas.scaleToZero.coldStart must be above 0, such as 2m: it is what clients are told to wait",
+        ),
+    )
+
+    idle: Duration = "15m"
+    """So long after the last request the last engine goes."""
+    wake_timeout: Duration = "4m"
+    """A request waits so long at most for an engine to wake. 0s holds none: it is refused, told when to come again, and
+    wakes the engine all the same. At most a day; whatever lies before the gateway must be as patient."""
+    cold_start: Duration = "2m"
+    """What waking is believed to take until a gateway has seen it happen."""
+
+
 class Replicas(Contract):
     """How many engines run, and when there should be more."""
 
     model_config = cel(
-        (
-            "self.min >= 1",
-            "replicas.min 0 (scale to zero) is not built yet: no request would wait until an engine is up; "
-            "leave min at 1 or more",
-        ),
         ("self.min <= self.max", "replicas.min must not be above replicas.max"),
         ("self.min + self.warm <= self.max", "replicas.min and replicas.warm together must not be above replicas.max"),
+        (
+            "!has(self.scaleToZero) || self.min == 0",
+            "replicas.scaleToZero is for replicas.min 0: set min to 0, or leave scaleToZero out",
+        ),
     )
 
     min: Annotated[int, Field(ge=0, le=1000)] = 1
-    """Engines that always run."""
+    """Engines that always run. 0: none while nobody asks; the gateway holds requests until one has woken."""
     max: Annotated[int, Field(ge=1, le=1000)] = 1
     """Engines that run at most; above `min`, Ray Serve and KubeRay's autoscaler follow the load."""
     target_ongoing: Annotated[int, Field(ge=1, le=1000)] = 2
     """Requests an engine should be working on; more of them and engines are added, fewer and they are removed."""
+    scale_up_delay: Duration = "30s"
+    """More engines must have been needed for so long before one is added. Waking from none waits for nothing."""
+    scale_down_delay: Duration = "10m"
+    """Fewer engines must have been enough for so long before one is removed."""
     warm: Annotated[int, Field(ge=0, le=100)] = 0
     """Machines kept ready beside the engines of `min`. Their nodes and images are there, so that growing waits for no
     more than loading the model. They cost what their accelerators cost."""
+    scale_to_zero: ScaleToZero | None = None
+    """None with `min` 0: all its defaults."""
 
 
 class Engine(Contract):

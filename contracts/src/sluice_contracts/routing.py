@@ -22,6 +22,8 @@ class Backend(Contract):
     weight: Annotated[int, Field(ge=0, le=100)]
     replicas: Annotated[int, Field(ge=1, le=1000)] = 1
     ready: bool = True
+    may_sleep: bool = False
+    """Its last engine goes when nobody asks: the gateway looks before it sends people, and holds them meanwhile."""
 
 
 class RoutingLimits(Contract):
@@ -35,6 +37,15 @@ class RoutingLimits(Contract):
     max_request_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
 
 
+class Waking(Contract):
+    """How long requests are held for an engine that sleeps."""
+
+    timeout_seconds: Annotated[float, Field(ge=0, le=86_400)] = 240
+    """0: none is held."""
+    cold_start_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120
+    """What waking is believed to take, until the gateway has seen it."""
+
+
 class RoutingTable(Contract):
     """Backends and their weights. Weights sum to 100 unless there is no backend."""
 
@@ -46,6 +57,7 @@ class RoutingTable(Contract):
     """Names the analysis window. When it changes, the gateway starts its counters anew for every version."""
     sticky: bool = True
     limits: RoutingLimits = RoutingLimits()
+    waking: Waking = Waking()
     backends: Annotated[list[Backend], Field(max_length=3)] = []
     fallback_template: Annotated[str, StringConstraints(max_length=2048)] | None = None
 

@@ -91,9 +91,6 @@ class ServeArguments(Contract):
     """By their vLLM names; values are read as JSON where they are JSON."""
     max_output_tokens: Annotated[int, Field(ge=1, le=131_072)] = ENGINE_MAX_OUTPUT_TOKENS
     """The engine's own cap, beside the gateway's."""
-    min_replicas: Annotated[int, Field(ge=0, le=1000)] = 1
-    max_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
-    target_ongoing: Annotated[int, Field(ge=1, le=1000)] = 2
     max_ongoing: Annotated[int, Field(ge=1, le=4096)] = 8
     accelerator: Accelerator = Accelerator.CPU
     count: Annotated[int, Field(ge=1, le=16)] = 1
@@ -112,8 +109,6 @@ class ServeArguments(Contract):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ServeArguments":
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(f"minReplicas ({self.min_replicas}) is above maxReplicas ({self.max_replicas})")
         if self.accelerator.startswith("tpu") and self.topology is None:
             raise ValueError(f"accelerator {self.accelerator} needs a topology, such as 2x4")
         return self
@@ -227,9 +222,11 @@ def llm_config(arguments: ServeArguments, path: str, config: dict[str, Any]) -> 
 
 
 def deployment_options(arguments: ServeArguments) -> dict[str, Any]:
-    """Options of the Serve deployment."""
+    """Options of the Serve deployment. How many replicas it has, and when there are more, stands beside the
+    application's arguments, in serveConfigV2's `deployments`: a change of those replaces no engine."""
     options: dict[str, Any] = {
         "name": arguments.model,
+        "num_replicas": 1,
         "max_ongoing_requests": arguments.max_ongoing,
         "health_check_period_s": 5,
         "health_check_timeout_s": 30,
@@ -239,12 +236,4 @@ def deployment_options(arguments: ServeArguments) -> dict[str, Any]:
     bundles = placement_bundles(arguments)
     if bundles is not None:
         options |= {"placement_group_bundles": bundles, "placement_group_strategy": "PACK"}
-    if arguments.min_replicas == arguments.max_replicas:
-        options["num_replicas"] = arguments.min_replicas
-    else:
-        options["autoscaling_config"] = {
-            "min_replicas": arguments.min_replicas,
-            "max_replicas": arguments.max_replicas,
-            "target_ongoing_requests": arguments.target_ongoing,
-        }
     return options

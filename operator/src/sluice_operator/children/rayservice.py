@@ -15,6 +15,7 @@ from sluice_contracts.training_run import ManifestReference
 from sluice_operator.children.hardware import Machine, machine
 from sluice_operator.children.metadata import child, labels, short_name
 from sluice_operator.children.pods import SHARED_MEMORY, TMP, container, environment, overlay, pod_spec
+from sluice_operator.children.scaling import deployment_scaling, first_machines
 from sluice_operator.kube.resources import INFERENCE_POOL, RAY_SERVICE
 from sluice_operator.plan import Meta
 from sluice_operator.settings import Settings
@@ -59,12 +60,15 @@ def engine_url(service: str, namespace: str) -> str:
 
 
 def has_worker_group(spec: InferencePoolSpec) -> bool:
-    """Whether engines run in pods of their own. A single engine on CPU shares the head's pod: one less to start."""
-    return spec.hardware.accelerator != "cpu" or spec.replicas.max > 1
+    """Whether engines run in pods of their own. A single engine on CPU shares the head's pod: one less to start. One
+    that sleeps does not: its machine is to go with it, and the head's stays to wake it."""
+    return spec.hardware.accelerator != "cpu" or spec.replicas.max > 1 or spec.replicas.min == 0
 
 
-def ray_service(meta: Meta, spec: InferencePoolSpec, version: Version, settings: Settings) -> dict[str, Any]:
-    """The RayService of `version`. Raises HardwareError."""
+def ray_service(
+    meta: Meta, spec: InferencePoolSpec, version: Version, settings: Settings, *, awake: bool = False
+) -> dict[str, Any]:
+    """The RayService of `version`. `awake`: it keeps an engine though the pool may sleep. Raises HardwareError."""
     box = machine(spec.hardware)
     alone = not has_worker_group(spec)
     own = {LABEL_POOL: meta.name, LABEL_MODEL_VERSION: short_name(version.name)}
@@ -92,7 +96,7 @@ def ray_service(meta: Meta, spec: InferencePoolSpec, version: Version, settings:
         cluster["workerGroupSpecs"] = [
             {
                 "groupName": "engines",
-                "replicas": lowest,
+                "replicas": first_machines(spec.replicas),
                 "minReplicas": lowest,
                 "maxReplicas": spec.replicas.max,
                 "numOfHosts": box.hosts,
@@ -102,14 +106,14 @@ def ray_service(meta: Meta, spec: InferencePoolSpec, version: Version, settings:
         ]
     body = {
         "upgradeStrategy": {"type": "None"},
-        "serveConfigV2": yaml.safe_dump({"applications": [_application(spec, version)]}, sort_keys=True),
+        "serveConfigV2": yaml.safe_dump({"applications": [_application(spec, version, awake)]}, sort_keys=True),
         "rayClusterConfig": cluster,
     }
     name = service_name(meta.name, version.manifest.digest)
     return child(RAY_SERVICE, name, INFERENCE_POOL, meta, label, lineage=version.lineage, spec=body)
 
 
-def _application(spec: InferencePoolSpec, version: Version) -> dict[str, Any]:
+def _application(spec: InferencePoolSpec, version: Version, awake: bool) -> dict[str, Any]:
     args: dict[str, Any] = {
         "model": version.model,
         "modelVersion": version.name,
@@ -119,9 +123,6 @@ def _application(spec: InferencePoolSpec, version: Version) -> dict[str, Any]:
         "maxModelLen": spec.engine.max_model_len,
         "dtype": spec.engine.dtype,
         "engineArgs": dict(spec.engine.args),
-        "minReplicas": spec.replicas.min,
-        "maxReplicas": spec.replicas.max,
-        "targetOngoing": spec.replicas.target_ongoing,
         "maxOutputTokens": spec.limits.max_output_tokens,
         "maxOngoing": spec.limits.in_flight_per_replica + HEADROOM,
         "accelerator": spec.hardware.accelerator.value,
@@ -130,7 +131,13 @@ def _application(spec: InferencePoolSpec, version: Version) -> dict[str, Any]:
         args["count"] = spec.hardware.count
     if spec.hardware.topology is not None:
         args["topology"] = spec.hardware.topology
-    return {"name": APPLICATION, "import_path": IMPORT_PATH, "route_prefix": "/", "args": args}
+    return {
+        "name": APPLICATION,
+        "import_path": IMPORT_PATH,
+        "route_prefix": "/",
+        "args": args,
+        "deployments": [{"name": version.model} | deployment_scaling(spec.replicas, awake=awake)],
+    }
 
 
 def _template(

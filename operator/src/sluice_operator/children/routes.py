@@ -10,6 +10,7 @@ from sluice_contracts.names import LABEL_POOL
 from sluice_contracts.routing import ROUTES_KEY, Backend, RoutingLimits, RoutingTable
 
 from sluice_operator.children.metadata import child, labels
+from sluice_operator.children.scaling import waking
 from sluice_operator.kube.resources import CONFIG_MAP, INFERENCE_POOL
 from sluice_operator.plan import Meta, Object
 
@@ -38,6 +39,7 @@ def routing_table(meta: Meta, spec: InferencePoolSpec, backends: list[Backend], 
             queue_timeout_seconds=max(SHORTEST_SECONDS, seconds(spec.limits.queue_timeout)),
             max_request_bytes=spec.limits.max_request_bytes,
         ),
+        waking=waking(spec.replicas),
         backends=backends,
         fallback_template=spec.gateway.fallback.template,
     )

@@ -24,6 +24,12 @@ def engines(spec: InferencePoolSpec, state: EngineState | None) -> int:
     return min(spec.replicas.max, max(spec.replicas.min, state.pods // hosts))
 
 
+def asleep(spec: InferencePoolSpec, state: EngineState | None) -> bool:
+    """Whether a version has no engine because nobody asks. Where machines are kept warm, they hide it: KubeRay tells of
+    machines, not of engines."""
+    return spec.replicas.min == 0 and state is not None and state.ready and not state.pods
+
+
 def room(spec: InferencePoolSpec, state: EngineState | None) -> int:
     """Engines for which the gateway lets requests through."""
     return (

@@ -24,6 +24,8 @@ class EngineState:
     """Why its application will not come up by itself; None while it may."""
     message: str = ""
     deleting: bool = False
+    deploying: bool = False
+    """It answers, and Ray Serve is at work on its application: for a moment after any change of its options."""
     pods: int | None = None
     """Its ready worker pods; None where KubeRay has not said."""
 
@@ -36,6 +38,7 @@ def read_ray_service(obj: Object) -> EngineState:
     active = list(_applications(status.get("activeServiceStatus")))
     pending = list(_applications(status.get("pendingServiceStatus")))
     running = bool(active) and all(app.get("status") == "RUNNING" for _, app in active)
+    deploying = bool(active) and {app.get("status") for _, app in active} == {"DEPLOYING"}
     failed = next(((n, a) for n, a in (*active, *pending) if a.get("status") == "DEPLOY_FAILED"), None)
     return EngineState(
         name=obj["metadata"]["name"],
@@ -43,6 +46,7 @@ def read_ray_service(obj: Object) -> EngineState:
         failure=_failure(*failed) if failed is not None else None,
         message=_message(ready, active or pending),
         deleting="deletionTimestamp" in obj["metadata"],
+        deploying=ready.get("status") == "True" and deploying,
         pods=((status.get("activeServiceStatus") or {}).get("rayClusterStatus") or {}).get("availableWorkerReplicas"),
     )
 

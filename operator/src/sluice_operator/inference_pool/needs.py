@@ -7,6 +7,7 @@ from sluice_contracts.hardware import ReplicaHardware
 from sluice_contracts.inference_pool import Replicas, RolloutNeeds
 
 from sluice_operator.children.hardware import machine
+from sluice_operator.children.scaling import first_machines
 
 
 def rollout_needs(hardware: ReplicaHardware, replicas: Replicas, *, takes_over: bool) -> RolloutNeeds:
@@ -14,7 +15,7 @@ def rollout_needs(hardware: ReplicaHardware, replicas: Replicas, *, takes_over: 
     its machines to the candidate. Raises HardwareError."""
     box = machine(hardware)
     each = (box.gpus or box.tpu_chips) * box.hosts
-    start = replicas.min + replicas.warm
+    start = first_machines(replicas)
     grows_by = max(0, replicas.max - start)
     beyond = 0 if takes_over else start
     return RolloutNeeds(

@@ -12,7 +12,7 @@ from sluice_operator.children.hardware import HardwareError
 from sluice_operator.children.rayservice import engine_url, ray_service
 from sluice_operator.children.routes import routes_config_map, routing_table
 from sluice_operator.conditions import ConditionSet
-from sluice_operator.inference_pool.capacity import engines, room
+from sluice_operator.inference_pool.capacity import asleep, engines, room
 from sluice_operator.inference_pool.observe import Observed, current_window, next_analysis
 from sluice_operator.inference_pool.rollout import Turn, turn
 from sluice_operator.inference_pool.route import plan_route
@@ -45,7 +45,7 @@ def plan(meta: Meta, spec: InferencePoolSpec, observed: Observed, settings: Sett
     apply += route.apply
     delete, wait = _leftovers(meta, observed, status, now)
 
-    _conditions(meta, observed, status, standing, route.condition, now)
+    _conditions(meta, spec, observed, status, standing, route.condition, now)
     return Plan(
         apply=apply,
         delete=[*delete, *route.delete],
@@ -87,6 +87,7 @@ def _backend(meta: Meta, spec: InferencePoolSpec, observed: Observed, served: Se
         weight=weight,
         replicas=room(spec, observed.engines.get(served.ray_service)),
         ready=served.ready,
+        may_sleep=spec.replicas.min == 0,
     )
 
 
@@ -105,7 +106,9 @@ def _engines(
         state = observed.versions.get(served.model_version)
         version = state.version if state is not None else None
         if version is not None and version.manifest.digest == served.manifest_digest:
-            found.append(Apply(RAY_SERVICE, ray_service(meta, spec, version, settings)))
+            # A version sleeps only once it has been stable: a candidate that is not there would look well.
+            awake = served.since is None
+            found.append(Apply(RAY_SERVICE, ray_service(meta, spec, version, settings, awake=awake)))
     return found
 
 
@@ -127,6 +130,7 @@ def _leftovers(
 
 def _conditions(
     meta: Meta,
+    spec: InferencePoolSpec,
     observed: Observed,
     status: InferencePoolStatus,
     standing: Standing,
@@ -145,7 +149,11 @@ def _conditions(
             conditions.stalled(standing.reason, standing.message)
     stable = status.stable
     if stable is not None and stable.ready and observed.gateway.ready > 0:
-        conditions.set(ConditionType.AVAILABLE, True, "Serving", f"{stable.model_version} answers")
+        if asleep(spec, observed.engines.get(stable.ray_service)):
+            text = f"{stable.model_version} answers when it has woken; requests are held until then"
+            conditions.set(ConditionType.AVAILABLE, True, "ScaledToZero", text)
+        else:
+            conditions.set(ConditionType.AVAILABLE, True, "Serving", f"{stable.model_version} answers")
     elif stable is None or not stable.ready:
         conditions.set(ConditionType.AVAILABLE, False, "NoReadyVersion", "no version is ready to answer")
     else:

@@ -29,6 +29,7 @@ from sluice_operator.analysis.verdicts import all_equivalent, any_harmful
 from sluice_operator.children.hardware import HardwareError
 from sluice_operator.children.rayservice import Version, service_name
 from sluice_operator.conditions import find
+from sluice_operator.inference_pool.capacity import asleep
 from sluice_operator.inference_pool.evidence import Evidence
 from sluice_operator.inference_pool.needs import rollout_needs
 from sluice_operator.inference_pool.observe import Observed
@@ -91,12 +92,18 @@ class _Turning:
         for served in (self.status.stable, self.status.candidate, self.status.previous):
             if served is not None:
                 engine = self.observed.engines.get(served.ray_service)
-                served.ready = engine is not None and engine.ready and not engine.deleting
+                well = engine is not None and (engine.ready or (engine.deploying and self._let_sleep(served)))
+                served.ready = well and engine is not None and not engine.deleting
         stable = self.status.stable
         if stable is not None and stable.ready and stable.since is None:
             stable.since = timestamp(self.now)
             self._record(stable, RolloutOutcome.PROMOTED, "first deployment: there was nothing to compare with", [])
             self._event("FirstDeployment", f"{stable.model_version} serves")
+
+    def _let_sleep(self, served: ServedVersion) -> bool:
+        """Whether a version that answers has just been told that it may sleep. Its engines go on meanwhile, and the
+        gateway holds requests for it: that is no reason to take it out of the traffic."""
+        return self.spec.replicas.min == 0 and served.ready and self.status.candidate is None
 
     def _drop_previous(self) -> None:
         previous = self.status.previous
@@ -167,6 +174,8 @@ class _Turning:
             secret = self.spec.gateway.auth.secret_ref.name
             hint = f"they need Secret {secret} (spec.gateway.auth.secretRef) with a key in it"
             return Standing(Manner.RECONCILING, "GatewayStarting", f"{self.observed.gateway.message}; {hint}")
+        if asleep(self.spec, engine):
+            return Standing(Manner.READY, "ScaledToZero", f"{stable.model_version} sleeps; the next request wakes it")
         return Standing(Manner.READY, "Serving", f"{stable.model_version} serves, lineage {stable.lineage[:16]}")
 
     def _begin(self, stable: ServedVersion) -> Standing:
