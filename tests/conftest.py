@@ -57,6 +57,8 @@ class Kubectl:
 
     program: Path
     kubeconfig: Path
+    audit_log: Path
+    """What service accounts ask of the API server, as it writes it down itself."""
 
     def __call__(self, *arguments: str, stdin: object = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -83,8 +85,8 @@ class Kubectl:
 
 @pytest.fixture(scope="session")
 def kubectl() -> Iterator[Kubectl]:
-    with ControlPlane() as plane:
-        kubectl = Kubectl(built_programs() / "kubectl", plane.kubeconfig)
+    with ControlPlane(audited=True) as plane:
+        kubectl = Kubectl(built_programs() / "kubectl", plane.kubeconfig, plane.audit_log)
         crds = kubectl("apply", "--server-side", "-f", str(REPOSITORY / "crds"))
         assert crds.returncode == 0, crds.stderr
         established = kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(REPOSITORY / "crds"))

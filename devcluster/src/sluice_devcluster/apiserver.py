@@ -6,6 +6,7 @@ role-based access control and, with the controller manager, garbage collection) 
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import shutil
@@ -29,6 +30,13 @@ PREFIX = "sluice-control-plane-"
 LOCK = ".lock"
 SERVICE_RANGE = "10.0.0.0/16"
 """Room for 65,000 Services: a /24 is full after 253 pools."""
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}],
+}
+"""Who did what, of service accounts only: what people and tests do is not asked about, and would be most of it."""
 READY_DEADLINE_S = 60.0
 END_DEADLINE_S = 10.0
 
@@ -41,8 +49,10 @@ class ControlPlane:
     programs are not built or do not start.
     """
 
-    def __init__(self, *, controller_manager: bool = False) -> None:
+    def __init__(self, *, controller_manager: bool = False, audited: bool = False) -> None:
+        """`audited`: write down each request of a service account, for `audit_log`."""
         self._with_controllers = controller_manager
+        self._audited = audited
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.token = secrets.token_urlsafe(24)
 
@@ -71,6 +81,11 @@ class ControlPlane:
     def ca(self) -> Path:
         return self.folder / "pki" / "ca.crt"
 
+    @property
+    def audit_log(self) -> Path:
+        """One JSON object (audit.k8s.io/v1 Event) a line; each is there before its request is answered."""
+        return self.folder / "audit.log"
+
     def log(self, name: str) -> str:
         """What a part (`etcd`, `kube-apiserver`, `kube-controller-manager`) has written."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -93,6 +108,11 @@ class ControlPlane:
         if not self._with_controllers:
             # Nothing would make the service accounts that this plug-in demands of every pod.
             flags.append("--disable-admission-plugins=ServiceAccount")
+        if self._audited:
+            policy = self.folder / "audit-policy.json"
+            policy.write_text(json.dumps(AUDIT_POLICY))  # YAML, as all JSON is
+            self.audit_log.touch()
+            flags += [f"--audit-policy-file={policy}", f"--audit-log-path={self.audit_log}"]
         self._run("kube-apiserver", cp.api_server_command(self._programs, folder, at, SERVICE_RANGE) + flags)
         self._wait_ready()
         if self._with_controllers:

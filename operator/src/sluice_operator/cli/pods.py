@@ -28,6 +28,7 @@ class Part(StrEnum):
     ENGINE = "engine"
     GATEWAY = "gateway"
     PUBLISHER = "publisher"
+    RETIREMENT = "retirement"
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,12 @@ class PodState:
 
 
 def selector(obj: AnyObject) -> str:
-    """The label selector of the object's pods. A version's are its publisher's; engines belong to the pool."""
+    """The label selector of the object's pods. A version's are its Jobs'; engines belong to the pool."""
     if obj.resource == TRAINING_RUN:
         return f"{LABEL_TRAINING_RUN}={obj.name}"
     if obj.resource == MODEL_VERSION:
-        return f"{LABEL_MODEL_VERSION}={short_name(obj.name)},{LABEL_COMPONENT}={Part.PUBLISHER}"
+        jobs = f"{LABEL_COMPONENT} in ({Part.PUBLISHER},{Part.RETIREMENT})"
+        return f"{LABEL_MODEL_VERSION}={short_name(obj.name)},{jobs}"
     return f"{LABEL_POOL}={obj.name}"
 
 
