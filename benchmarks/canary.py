@@ -370,29 +370,43 @@ def without_data() -> str:
     return " or ".join(sorted(found))
 
 
+WALD: tuple[tuple[int, tuple[float, float], int, int], ...] = (
+    (1, (GOOD, BAD), 10, 6000),
+    (3, (GOOD, BAD), 10, 4000),
+    (9, (GOOD, BAD), 10, 3000),
+    (3, (0.01, 0.015), 20, 16_000),
+    (3, (0.1, 0.12), 20, 10_000),
+    (3, (0.001, 0.02), 2, 1000),
+    (3, (0.001, 1.0 - 1e-9), 1, 100),
+)
+"""Requests of stable for one of the candidate, their rates, candidate's requests between looks and in all."""
+
+
 def compare_with_wald(rng: np.random.Generator, options: argparse.Namespace) -> None:
-    """What not knowing the rates costs."""
+    """What not knowing the rates costs: at the doubled rate that most of the stake is on, and elsewhere."""
     report = Report(
         "canary_wald",
-        "Errors 1 % against 2 %: candidate's requests until it is known, against Wald's SPRT",
-        ["rule", "stable : candidate", "false alarms", "found", "mean", "median", "mean ratio", "median ratio"],
+        "A higher error rate: candidate's requests until it is known, against Wald's SPRT",
+        "rule|rates|stable : candidate|false alarms|found|mean|median|mean ratio|median ratio".split("|"),
         packages=["numpy", "sluice-operator"],
     )
-    step = 10
-    for ratio, limit in ((1, 6000), (3, 4000), (9, 3000)):
-        same = looked_at_every(rng, step, options.wald, limit, (GOOD, GOOD), ratio)
-        worse = looked_at_every(rng, step, options.wald, limit, (GOOD, BAD), ratio)
-        middle = (ratio * GOOD + BAD) / (ratio + 1)
-        alarm = float(np.mean(sluice(same, GOOD) >= 0))
+    for ratio, (good, bad), step, limit in WALD:
+        same = looked_at_every(rng, step, options.wald, limit, (good, good), ratio)
+        worse = looked_at_every(rng, step, options.wald, limit, (good, bad), ratio)
+        middle = (ratio * good + bad) / (ratio + 1)
+        alarm = float(np.mean(sluice(same, good) >= 0))
         first = sluice(worse, middle)
         ours = samples(first, worse.n)
         power = float(np.mean(first >= 0))
+        about = {"rates": f"{good:.3g} and {bad:.3g}", "stable : candidate": f"{ratio} : 1"}
 
-        def add(rule: str, alarms: float, found: float, needed: Ints, ratio: int = ratio, ours: Ints = ours) -> None:
+        def add(
+            rule: str, alarms: float, found: float, needed: Ints, about: dict[str, str] = about, ours: Ints = ours
+        ) -> None:
             report.add(rule=rule, found=found, mean=float(needed.mean()), median=float(np.median(needed)))
             report.rows[-1].update(
                 {
-                    "stable : candidate": f"{ratio} : 1",
+                    **about,
                     "false alarms": alarms,
                     "mean ratio": float(ours.mean() / needed.mean()),
                     "median ratio": float(np.median(ours) / np.median(needed)),
@@ -400,21 +414,21 @@ def compare_with_wald(rng: np.random.Generator, options: argparse.Namespace) -> 
             )
 
         add("Sluice", alarm, power, ours)
-        both, one = (middle, middle), (GOOD, GOOD)
+        both, one = (middle, middle), (good, good)
         cases: list[tuple[str, tuple[float, float], float, float]] = [
             ("SPRT, both streams, set to 5 % and 10 %", both, ALPHA, 0.1),
             ("SPRT, both streams, set to what Sluice reached", both, max(alarm, 1e-4), max(1 - power, 1e-3)),
             ("SPRT, stable's rate known too, 5 % and 10 %", one, ALPHA, 0.1),
         ]
         for name, null, alpha, miss in cases:
-            ends = {kind: sprt(s, null, (GOOD, BAD), alpha, miss) for kind, s in (("same", same), ("worse", worse))}
+            ends = {kind: sprt(s, null, (good, bad), alpha, miss) for kind, s in (("same", same), ("worse", worse))}
             needed = np.where(ends["worse"] != 0, worse.n[np.abs(ends["worse"]) - 1], worse.n[-1])
             add(name, float(np.mean(ends["same"] > 0)), float(np.mean(ends["worse"] > 0)), needed)
     report.notes = [
-        "ratio: Sluice's requests over the rule's. All rules look at every tenth request of the candidate on the same "
-        "rollouts, and are cut off at 6,000, 4,000 and 3,000",
-        "both streams: the SPRT is told 1 % and 2 %, and tests them against the nearest equal rates; stable's rate "
-        "known: against 1 % and 1 %, so that stable's requests say nothing. Sluice is told no rate at all",
+        "ratio: Sluice's requests over the rule's. All rules look as often, every tenth request of the candidate at "
+        "0.01 and 0.02, on the same rollouts, and are cut off at the same number",
+        "both streams: the SPRT is told both rates, and tests them against the nearest equal ones; stable's rate "
+        "known: against that rate for both, so that stable's requests say nothing. Sluice is told no rate at all",
     ]
     report.finish()
 

@@ -91,6 +91,18 @@ def test_prices_reach_the_operator_and_a_change_starts_it_anew() -> None:
     assert before != after
 
 
+def test_the_operator_finds_the_prometheus_and_its_token_in_a_file() -> None:
+    assert not {name for name in environment(rendered(*PRODUCTION)) if name.startswith("SLUICE_PROMETHEUS")}
+    url, token = "analysis.prometheus.url=https://prometheus:9090", "analysis.prometheus.tokenSecret.name=reader"
+    documents = rendered(*PRODUCTION, "--set", f"{url},{token}")
+    found = environment(documents)
+    assert found["SLUICE_PROMETHEUS_URL"] == "https://prometheus:9090"
+    pod = the(documents, "Deployment")["spec"]["template"]["spec"]
+    (secret,) = [v for v in pod["volumes"] if v.get("secret", {}).get("secretName") == "reader"]
+    (mount,) = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == secret["name"]]
+    assert found["SLUICE_PROMETHEUS_TOKEN_FILE"] == f"{mount['mountPath']}/token"
+
+
 def test_the_operators_pod_meets_the_restricted_standard() -> None:
     pod = the(rendered(*PRODUCTION), "Deployment")["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -147,6 +159,7 @@ def test_the_repository_is_signed_anew_where_asked() -> None:
         ((*PRODUCTION, "--set", "images.pullPolicy=Sometimes"), "/images/pullPolicy"),
         ((*PRODUCTION, "--set", "prices.onDemand.gpu=1"), "invalid propertyName 'gpu'"),
         ((*PRODUCTION, "--set", "prices.spot.cpu=-1"), "/prices/spot/cpu"),
+        ((*PRODUCTION, "--set", "analysis.prometheus.url=http://me:secret@host"), "/analysis/prometheus/url"),
         ((*PRODUCTION, "--set-string", "prices.spot.cpu=cheap"), "/prices/spot/cpu"),
     ],
 )

@@ -232,6 +232,9 @@ class _Answer:
     async def read(self, _limit: int = -1) -> bytes:
         return self._body
 
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        yield self._body
+
     async def text(self) -> str:
         return self._body.decode()
 

@@ -3,7 +3,8 @@
 from prometheus_client import CollectorRegistry, generate_latest
 from sluice_contracts.analysis import LATENCY_EDGES, REQUEST_BYTES_EDGES, AnalysisSnapshot
 from sluice_contracts.routing import Backend, RoutingLimits, RoutingTable
-from sluice_serving.gateway.observations import MetricsCollector, Observations, Outcome
+from sluice_serving.gateway.metrics import MetricsCollector
+from sluice_serving.gateway.observations import Observations, Outcome
 
 LIMITS = RoutingLimits(
     max_output_tokens=64, in_flight_per_replica=1, queue=1, queue_timeout_seconds=1, max_request_bytes=100_000

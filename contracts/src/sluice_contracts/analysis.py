@@ -38,6 +38,14 @@ TOKEN_EDGES: tuple[float, ...] = (
     4096,
 )
 """Upper edges of output lengths in tokens."""
+COST_EDGES: tuple[float, ...] = tuple(float(f"{1e-6 * 1.25 ** (i / 5):.9g}") for i in range(400))
+"""Upper edges of a request's cost in the price table's currency: a millionth to about 54, as far apart as those of
+LATENCY_EDGES, so that the same test of quantiles holds."""
+QUEUE_FLOOR_SECONDS = 0.025
+"""Shorter waits count as this long: nobody notices them, and growth from nothing has no measure."""
+QUEUE_SAMPLE_SECONDS = 5.0
+"""Of each version's waits one in so many seconds is judged. Requests that come close together wait for the same ones
+before them; those far apart hardly do."""
 REQUEST_BYTES_EDGES: tuple[int, ...] = (512, 2048, 8192, 32768)
 """Upper edges of request lengths: about 100, 500, 2,000 and 8,000 tokens of English. Bytes, not tokens: they are known
 before the answer, of failed requests too, and do not change with a version's tokenizer or chat template."""
@@ -84,6 +92,8 @@ class Shape(Contract):
     latency: Histogram = Field(default_factory=lambda: Histogram.empty(LATENCY_EDGES))
     inter_token: Histogram = Field(default_factory=lambda: Histogram.empty(LATENCY_EDGES))
     output_tokens: Histogram = Field(default_factory=lambda: Histogram.empty(TOKEN_EDGES))
+    cost: Histogram = Field(default_factory=lambda: Histogram.empty(COST_EDGES))
+    """Of requests whose version has a price."""
 
     def merged(self, other: "Shape") -> "Shape":
         """Both together."""
@@ -92,6 +102,7 @@ class Shape(Contract):
             latency=self.latency.plus(other.latency),
             inter_token=self.inter_token.plus(other.inter_token),
             output_tokens=self.output_tokens.plus(other.output_tokens),
+            cost=self.cost.plus(other.cost),
         )
 
 
@@ -105,6 +116,17 @@ class VersionCounts(Shape):
         dict[Annotated[str, StringConstraints(max_length=32)], Annotated[int, Field(ge=0)]], Field(max_length=64)
     ] = {}
     """The engine's words, and CLIENT_CLOSED where the client left before the end."""
+    queue: Histogram = Field(default_factory=lambda: Histogram.empty(LATENCY_EDGES))
+    """Seconds in the gateway's queue, of one request in each QUEUE_SAMPLE_SECONDS."""
+    schema_checked: Annotated[int, Field(ge=0)] = 0
+    """Answers that owed a JSON shape, to a schema or as a tool's arguments, and could be checked."""
+    schema_invalid: Annotated[int, Field(ge=0)] = 0
+    """Those of them that broke it."""
+    mirror_scored: Annotated[int, Field(ge=0)] = 0
+    """Copies of requests whose answers were scored; they count nowhere else. Stable's own are answers to a question it
+    had answered already: they show how alike two good answers are."""
+    mirror_score: Annotated[float, Field(ge=0)] = 0
+    """Sum of their scores, each from 0 (useless) to 1 (as good as stable's first answer)."""
     by_length: Annotated[list[Shape], Field(max_length=16)] = []
     """The same answers by the length of their requests: a bucket for each of REQUEST_BYTES_EDGES and one for longer
     ones. Empty where they were not told apart: all count as one bucket then."""
@@ -113,6 +135,10 @@ class VersionCounts(Shape):
     def _errors_are_requests(self) -> Self:
         if self.errors > self.requests:
             raise ValueError("errors cannot outnumber requests")
+        if self.schema_invalid > self.schema_checked:
+            raise ValueError("invalid answers cannot outnumber those that were checked")
+        if self.mirror_score > self.mirror_scored * (1 + 1e-9):
+            raise ValueError("mirrored answers score 1 at most")
         return self
 
     def strata(self) -> "list[Shape]":
@@ -138,7 +164,13 @@ class VersionCounts(Shape):
             latency=both.latency,
             inter_token=both.inter_token,
             output_tokens=both.output_tokens,
+            cost=both.cost,
             finish_reasons=reasons,
+            queue=self.queue.plus(other.queue),
+            schema_checked=self.schema_checked + other.schema_checked,
+            schema_invalid=self.schema_invalid + other.schema_invalid,
+            mirror_scored=self.mirror_scored + other.mirror_scored,
+            mirror_score=self.mirror_score + other.mirror_score,
             by_length=by_length,
         )
 

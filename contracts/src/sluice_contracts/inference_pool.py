@@ -100,6 +100,10 @@ class MetricName(StrEnum):
     OUTPUT_LENGTH = "outputLength"
     FINISH_REASONS = "finishReasons"
     ABORT_RATE = "abortRate"
+    QUEUE_TIME_P95 = "queueTimeP95"
+    SCHEMA_INVALID_RATE = "schemaInvalidRate"
+    COST_P95 = "costP95"
+    MIRROR_SCORE = "mirrorScore"
 
 
 class RolloutMetric(Contract):
@@ -107,19 +111,81 @@ class RolloutMetric(Contract):
 
     name: MetricName
     tolerance: Annotated[float, Field(gt=0, le=10)]
-    """errorRate, abortRate: absolute difference of rates. Latencies: relative growth of the quantile. outputLength:
-    largest difference of the two distribution functions (Kolmogorov-Smirnov distance). finishReasons: largest
-    difference of any reason's share. Latencies and lengths are compared among requests of like length."""
+    """errorRate, abortRate, schemaInvalidRate: absolute difference of rates. Latencies, queueTimeP95 and costP95:
+    relative growth of the quantile. outputLength: largest difference of the two distribution functions
+    (Kolmogorov-Smirnov distance). finishReasons: largest difference of any reason's share. mirrorScore: how far the
+    mean score falls. Latencies, costs and lengths are compared among requests of like length."""
     dry_run: bool = False
     """Recorded and shown, never decides."""
+
+
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^ /@]+(/[^ ]*)?$", max_length=512)]
+"""Without a user or password: those belong in a Secret."""
+
+
+class Judge(Contract):
+    """Who scores mirrored answers: code in the gateway's image, or a service. It sees the question and both answers."""
+
+    model_config = cel(
+        (
+            "has(self.entryPoint) != has(self.url)",
+            "rollout.mirror.judge needs exactly one of entryPoint (code in the gateway's image) and url (a service)",
+        ),
+        (
+            "!has(self.tokenSecretRef) || has(self.url)",
+            "rollout.mirror.judge.tokenSecretRef is for a judge with a url: an entry point needs no token",
+        ),
+        ("self.timeout.matches('[1-9]')", "rollout.mirror.judge.timeout must be above 0, such as 10s"),
+    )
+
+    entry_point: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)] | None = (
+        None
+    )
+    """Name in the entry point group `sluice.judges`."""
+    url: Url | None = None
+    """Takes POST {request, reference, answer} and answers {"score": 0 to 1}."""
+    token_secret_ref: SecretKeyReference | None = None
+    """Sent to `url` as a bearer token."""
+    timeout: Duration = "10s"
 
 
 class Mirror(Contract):
     """A copy of some requests goes to the candidate; its answers are scored and never shown."""
 
-    model_config = cel(("self.percent == 0", "rollout.mirror is not built yet: leave percent at 0"))
+    model_config = cel(("self.timeout.matches('[1-9]')", "rollout.mirror.timeout must be above 0, such as 60s"))
 
     percent: Annotated[int, Field(ge=0, le=100)] = 0
+    """Of the requests that stable answered. Half of the copies go to stable itself: the scores of its own second
+    answers are what the candidate's are measured against."""
+    max_in_flight: Annotated[int, Field(ge=1, le=64)] = 2
+    """Copies that a gateway has under way at once; with no place free, or none at the engine, there is no copy."""
+    timeout: Duration = "60s"
+    """A copy that is not answered by then scores 0."""
+    judge: Judge | None = None
+
+
+class PrometheusSource(Contract):
+    """The analysis reads what a Prometheus has scraped from the gateways."""
+
+    model_config = cel(
+        ("self.timeout.matches('[1-9]')", "analysis.source.prometheus.timeout must be above 0, such as 5s")
+    )
+
+    url: Url | None = None
+    """Its base URL, without `/api/v1`. Absent: the one in the chart's values. A token goes to that one only."""
+    timeout: Duration = "5s"
+
+
+class AnalysisSource(Contract):
+    """Where the counts come from: the gateways themselves, unless another source is named."""
+
+    prometheus: PrometheusSource | None = None
+
+
+class Analysis(Contract):
+    """How the evidence is read."""
+
+    source: AnalysisSource = AnalysisSource()
 
 
 class Rollout(Contract):
@@ -135,6 +201,10 @@ class Rollout(Contract):
             "rollout.metrics needs at least one metric without dryRun: nothing else could decide",
         ),
         ("self.interval.matches('[1-9]')", "rollout.interval must be above 0, such as 1m"),
+        (
+            "!self.metrics.exists(m, m.name == 'mirrorScore') || self.mirror.percent > 0",
+            "rollout.metrics has mirrorScore, and nothing is mirrored: set rollout.mirror.percent, such as 5",
+        ),
     )
 
     steps: Annotated[list[Annotated[int, Field(ge=1, le=99)]], Field(min_length=1, max_length=20)] = [5, 25, 50]
@@ -162,6 +232,7 @@ class Rollout(Contract):
     ]
     confidence: Annotated[float, Field(ge=0.8, le=0.9999)] = 0.95
     mirror: Mirror = Mirror()
+    analysis: Analysis = Analysis()
     sticky: bool = True
     manual_gate: bool = False
     rollback_window: Duration = "5m"
@@ -237,6 +308,33 @@ class Gateway(Contract):
     pod_template: PodTemplate | None = None
 
 
+TokenPrice = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?$", max_length=13)]
+"""An amount of money for a million tokens, as decimal text."""
+
+
+class TokenPrices(Contract):
+    """What a million tokens cost, in the currency of the chart's price table."""
+
+    prompt: TokenPrice
+    output: TokenPrice
+
+
+class VersionTokenPrices(TokenPrices):
+    """The prices of one version, where they are its own."""
+
+    model_version: ObjectName
+
+
+class Costs(Contract):
+    """What a request costs, for metrics, records and `costP95`. Without token prices it is its share of the machine:
+    the chart's price of `hardware`, for as long as the request held one of the engine's `inFlightPerReplica` places."""
+
+    tokens: TokenPrices | None = None
+    versions: Annotated[
+        list[VersionTokenPrices], Field(max_length=16, json_schema_extra={"x-list-map-keys": ["modelVersion"]})
+    ] = []
+
+
 class InferencePoolSpec(Contract):
     """Which version is wanted, on what, and how it gets there."""
 
@@ -256,6 +354,7 @@ class InferencePoolSpec(Contract):
     replicas: Replicas = Replicas()
     engine: Engine = Engine()
     limits: ServingLimits = ServingLimits()
+    costs: Costs = Costs()
     rollout: Rollout = Rollout()
     gateway: Gateway
     pod_template: PodTemplate | None = None
@@ -376,6 +475,8 @@ class InferencePoolStatus(Contract):
     """Looks with a harmful verdict in this rollout."""
     failed_looks: Annotated[int, Field(ge=0)] = 0
     """Looks in a row at which no gateway had counts."""
+    analysis_error: ShortText = ""
+    """Why the last look found no counts, or not all; empty where it found them."""
     verdicts: Annotated[list[MetricVerdict], Field(max_length=16, json_schema_extra={"x-list-map-keys": ["name"]})] = []
     history: Annotated[list[RolloutRecord], Field(max_length=10)] = []
     url: ShortText | None = None

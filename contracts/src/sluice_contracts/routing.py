@@ -11,6 +11,15 @@ ROUTES_KEY = "routes.json"
 """Key of the ConfigMap."""
 
 
+class Price(Contract):
+    """What a version's work costs, in one currency. A request costs the sum of its parts."""
+
+    prompt_token: Annotated[float, Field(ge=0)] = 0
+    output_token: Annotated[float, Field(ge=0)] = 0
+    slot_second: Annotated[float, Field(ge=0)] = 0
+    """One second of one of the engine's places for requests: its machine's price shared among them."""
+
+
 class Backend(Contract):
     """One version and where its engine answers."""
 
@@ -24,6 +33,33 @@ class Backend(Contract):
     ready: bool = True
     may_sleep: bool = False
     """Its last engine goes when nobody asks: the gateway looks before it sends people, and holds them meanwhile."""
+    price: Price | None = None
+    """None: nobody has said what the work costs."""
+
+
+class JudgeRoute(Contract):
+    """Who scores mirrored answers instead of the gateway itself: exactly one of both."""
+
+    entry_point: ShortText | None = None
+    """Name in the entry point group `sluice.judges` of a package in the gateway's image."""
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^ ]+$", max_length=512)] | None = None
+    timeout_seconds: Annotated[float, Field(gt=0)] = 10
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.entry_point is None) == (self.url is None):
+            raise ValueError("a judge has an entryPoint or a url, not both")
+        return self
+
+
+class MirrorRoute(Contract):
+    """Copies of some of stable's requests go to the candidate, and as many to stable again; the answers are scored."""
+
+    percent: Annotated[int, Field(ge=1, le=100)]
+    candidate: ObjectName
+    max_in_flight: Annotated[int, Field(ge=1)] = 2
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60
+    judge: JudgeRoute | None = None
 
 
 class RoutingLimits(Contract):
@@ -60,6 +96,7 @@ class RoutingTable(Contract):
     waking: Waking = Waking()
     backends: Annotated[list[Backend], Field(max_length=3)] = []
     fallback_template: Annotated[str, StringConstraints(max_length=2048)] | None = None
+    mirror: MirrorRoute | None = None
 
     @model_validator(mode="after")
     def _weights_sum_to_100(self) -> Self:

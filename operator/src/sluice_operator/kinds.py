@@ -67,7 +67,9 @@ def deciders(world: World) -> dict[Resource, Callable[[Object], Awaitable[Plan]]
         return plan_version(meta, spec, observed, world.settings, world.now())
 
     async def inference_pool(meta: Meta, spec: InferencePoolSpec, status: InferencePoolStatus) -> Plan:
-        observed = await observe_pool(meta, spec, status, world.cache, world.kube, world.http, world.now())
+        observed = await observe_pool(
+            meta, spec, status, world.cache, world.kube, world.http, world.now(), world.settings.prometheus
+        )
         return plan_pool(meta, spec, observed, world.settings, world.now())
 
     return {

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sluice_operator.prices import Prices, PricesError, parse_prices
 
@@ -20,6 +21,15 @@ class Images:
     gateway: str
     publisher: str
     pull_policy: str = "IfNotPresent"
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A Prometheus that scrapes the gateways, as the chart's values name it."""
+
+    url: str = ""
+    token_file: Path | None = None
+    """Its bearer token, sent to `url` alone."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,8 @@ class Settings:
     leader_election: bool = True
     prices: Prices = field(default_factory=Prices)
     """What machines cost an hour; empty: costs are neither shown nor limited."""
+    prometheus: Prometheus = field(default_factory=Prometheus)
+    """Where pools whose analysis reads Prometheus find it, unless they name one themselves."""
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
@@ -73,6 +85,12 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
             return parse_prices(env.get("SLUICE_PRICES", ""))
         except PricesError as error:
             raise SettingsError(f"SLUICE_PRICES {error}: see `prices` in the Helm chart's values") from None
+
+    def prometheus() -> Prometheus:
+        url, token = env.get("SLUICE_PROMETHEUS_URL", "").strip(), env.get("SLUICE_PROMETHEUS_TOKEN_FILE", "").strip()
+        if url and not url.startswith(("http://", "https://")):
+            raise SettingsError(f"SLUICE_PROMETHEUS_URL is {url!r}: expected http://… or https://…")
+        return Prometheus(url.rstrip("/"), Path(token) if token else None)
 
     storage = need("SLUICE_STORAGE_URI")
     if not storage.startswith(("gs://", "file:///")):
@@ -102,4 +120,5 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         log_level=env.get("SLUICE_LOG_LEVEL", "").strip().upper() or "INFO",
         leader_election=env.get("SLUICE_LEADER_ELECTION", "true").strip().lower() != "false",
         prices=prices(),
+        prometheus=prometheus(),
     )

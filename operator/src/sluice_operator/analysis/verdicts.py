@@ -18,7 +18,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import expm1, log
 
-from sluice_contracts.analysis import CLIENT_CLOSED, LATENCY_EDGES, TOKEN_EDGES, Histogram, Shape, VersionCounts
+from sluice_contracts.analysis import (
+    CLIENT_CLOSED,
+    COST_EDGES,
+    LATENCY_EDGES,
+    TOKEN_EDGES,
+    Histogram,
+    Shape,
+    VersionCounts,
+)
 from sluice_contracts.inference_pool import MetricName, MetricVerdict, RolloutMetric, Verdict
 
 from sluice_operator.analysis.e_process import Stream, largest, log_evidence, log_sum
@@ -38,6 +46,14 @@ LATENCIES: dict[MetricName, Callable[[Shape], Histogram]] = {
     MetricName.LATENCY_P95: lambda shape: shape.latency,
     MetricName.INTER_TOKEN_P95: lambda shape: shape.inter_token,
 }
+LACKING: dict[MetricName, str] = {
+    MetricName.SCHEMA_INVALID_RATE: "answers that owed a JSON shape and could be checked",
+    MetricName.COST_P95: "answers whose cost is known (it needs spec.costs.tokens, or a price of the hardware in the "
+    "chart's `prices`)",
+    MetricName.MIRROR_SCORE: "scored answers to mirrored requests",
+    MetricName.QUEUE_TIME_P95: "requests that came to the queue",
+}
+"""What a version without data has not; the others have no answers at all."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,15 @@ def _verdict(metric: RolloutMetric, stable: VersionCounts, candidate: VersionCou
             return _rate(metric, mine, theirs, levels, "were broken off")
         case MetricName.FINISH_REASONS:
             return _finish_reasons(metric, stable, candidate, levels)
+        case MetricName.SCHEMA_INVALID_RATE:
+            mine, theirs = (Stream(v.schema_invalid, v.schema_checked) for v in (candidate, stable))
+            return _rate(metric, mine, theirs, levels, "broke their schema")
+        case MetricName.MIRROR_SCORE:
+            return _mirror_score(metric, stable, candidate, levels)
+        case MetricName.QUEUE_TIME_P95:
+            return _growth(metric, [(candidate.queue.counts, stable.queue.counts)], LATENCY_EDGES, levels, " s")
+        case MetricName.COST_P95:
+            return _cost(metric, stable, candidate, levels)
         case MetricName.OUTPUT_LENGTH:
             return _output_length(metric, stable, candidate, levels)
         case MetricName.TTFT_P95 | MetricName.LATENCY_P95 | MetricName.INTER_TOKEN_P95:
@@ -90,6 +115,23 @@ def _verdict(metric: RolloutMetric, stable: VersionCounts, candidate: VersionCou
 
 def _rate(metric: RolloutMetric, mine: Stream, theirs: Stream, levels: Levels, what: str) -> MetricVerdict:
     """Absolute difference of two rates."""
+    text = f"{mine.k:.0f} of {mine.n} {what}, stable {theirs.k:.0f} of {theirs.n}"
+    return _difference(metric, mine, theirs, levels, text)
+
+
+def _mirror_score(
+    metric: RolloutMetric, stable: VersionCounts, candidate: VersionCounts, levels: Levels
+) -> MetricVerdict:
+    """How far the candidate's mean score lies below that of stable's own second answers: the difference of what the
+    scores lack of 1."""
+    mine, theirs = (
+        Stream(min(v.mirror_score, v.mirror_scored), v.mirror_scored).flipped() for v in (candidate, stable)
+    )
+    text = f"mean score {1 - mine.mean:.3f}, stable's own second answers {1 - theirs.mean:.3f}"
+    return _difference(metric, mine, theirs, levels, text)
+
+
+def _difference(metric: RolloutMetric, mine: Stream, theirs: Stream, levels: Levels, text: str) -> MetricVerdict:
     if mine.n == 0 or theirs.n == 0:
         return _no_data(metric, mine.n, theirs.n)
 
@@ -100,7 +142,6 @@ def _rate(metric: RolloutMetric, mine: Stream, theirs: Stream, levels: Levels, w
         return log_evidence(theirs, mine, -margin, minority_up=False, enough=levels.pass_) >= levels.pass_
 
     effect = mine.mean - theirs.mean
-    text = f"{mine.k:.0f} of {mine.n} {what}, stable {theirs.k:.0f} of {theirs.n}"
     low = largest(harmful, -1.0, effect)
     high = -largest(lambda margin: equivalent(-margin), -1.0, -effect)
     return _decide(metric, effect, low, high, harmful, equivalent, (mine.n, theirs.n), text)
@@ -161,13 +202,33 @@ def _buckets(
 
 def _latency(metric: RolloutMetric, stable: VersionCounts, candidate: VersionCounts, levels: Levels) -> MetricVerdict:
     """Relative growth of the 95th percentile."""
-    of = LATENCIES[metric.name]
-    n, m = of(candidate).n, of(stable).n
+    return _growth(metric, _buckets(LATENCIES[metric.name], stable, candidate), LATENCY_EDGES, levels, " s")
+
+
+def _cost(metric: RolloutMetric, stable: VersionCounts, candidate: VersionCounts, levels: Levels) -> MetricVerdict:
+    """The same of what an answer costs. The means are told beside it: a few very dear answers make a mean, so it takes
+    far more of them to judge one."""
+    found = _growth(metric, _buckets(lambda shape: shape.cost, stable, candidate), COST_EDGES, levels, "")
+    if candidate.cost.n and stable.cost.n:
+        means = [v.cost.total / v.cost.n for v in (candidate, stable)]
+        found.message = f"{found.message}; mean {means[0]:.3g}, stable {means[1]:.3g}"
+    return found
+
+
+def _growth(
+    metric: RolloutMetric,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    edges: Sequence[float],
+    levels: Levels,
+    unit: str,
+) -> MetricVerdict:
+    """Relative growth of the 95th percentile, from both versions' histograms in each bucket of request length."""
+    both = tuple([sum(column) for column in zip(*side, strict=True)] for side in zip(*pairs, strict=True)) or ([0], [0])
+    n, m = sum(both[0]), sum(both[1])
     if n == 0 or m == 0:
         return _no_data(metric, n, m)
-    pairs = _buckets(of, stable, candidate)
     mix = mix_evidence([(sum(a), sum(b)) for a, b in pairs])
-    pooled = (Survival(of(candidate).counts), Survival(of(stable).counts))
+    pooled = (Survival(both[0]), Survival(both[1]))
     apart = [(Survival(a), Survival(b)) for a, b in pairs if any(a) and any(b)]
 
     def harmful(growth: float) -> bool:
@@ -182,9 +243,9 @@ def _latency(metric: RolloutMetric, stable: VersionCounts, candidate: VersionCou
         bound = levels.pass_ + mix
         return log_evidence_below(*pooled, 1 + growth, P, enough=bound) >= bound
 
-    mine, theirs = (quantile(c, LATENCY_EDGES, P) for c in standardised([a for a, _ in pairs], [b for _, b in pairs]))
+    mine, theirs = (quantile(c, edges, P) for c in standardised([a for a, _ in pairs], [b for _, b in pairs]))
     effect = mine / theirs - 1
-    text = f"p95 {mine:.3f} s, stable {theirs:.3f} s"
+    text = f"p95 {mine:.3g}{unit}, stable {theirs:.3g}{unit}"
     widest = max([log(1 + effect), *((a.quantile(P) - b.quantile(P)) * STEP for a, b in apart)])
     low = expm1(largest(lambda x: harmful(expm1(x)), -REACH, widest))
     slow = -largest(lambda x: equivalent(expm1(-x)), -REACH, -log(1 + effect))
@@ -265,12 +326,12 @@ def _decide(
 
 def _no_data(metric: RolloutMetric, n: int, m: int) -> MetricVerdict:
     who = "neither version" if n == m == 0 else "the candidate" if n == 0 else "stable"
-    verb = "has answered anything yet" if who == "neither version" else "has answered nothing yet"
+    some = "" if n == m == 0 else "no "
     return MetricVerdict(
         name=metric.name,
         verdict=Verdict.UNDECIDED,
         samples=n,
         baseline_samples=m,
         dry_run=metric.dry_run,
-        message=f"no data: {who} {verb}",
+        message=f"no data: {who} has {some}{LACKING.get(metric.name, 'answers')} yet",
     )

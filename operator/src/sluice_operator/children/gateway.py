@@ -29,6 +29,7 @@ SERVICE_PORT = 80
 INTERNAL_PORT = 8081
 KEYS = "/etc/sluice/keys"
 DATABASE = "/etc/sluice/database"
+JUDGE = "/etc/sluice/judge"
 OPERATOR_LABEL = {"app.kubernetes.io/name": "sluice-operator"}
 METRICS_NAMESPACE_LABEL = {"sluice.dev/metrics": "allowed"}
 
@@ -143,6 +144,11 @@ def _deployment(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> dict
         env["SLUICE_DATABASE_URL_FILE"] = f"{DATABASE}/{database.key}"
         mounts.append({"name": "database", "mountPath": DATABASE, "readOnly": True})
         volumes.append({"name": "database", "secret": {"secretName": database.name}})
+    judge = spec.rollout.mirror.judge
+    if judge is not None and judge.token_secret_ref is not None:
+        env["SLUICE_JUDGE_TOKEN_FILE"] = f"{JUDGE}/{judge.token_secret_ref.key}"
+        mounts.append({"name": "judge", "mountPath": JUDGE, "readOnly": True})
+        volumes.append({"name": "judge", "secret": {"secretName": judge.token_secret_ref.name}})
     main = container(
         "gateway",
         settings.images.gateway,

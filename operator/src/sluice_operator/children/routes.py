@@ -1,18 +1,21 @@
 """The routing table in its ConfigMap: the one thing by which the operator steers a pool's gateways."""
 
 import json
+from decimal import Decimal
 from typing import Any
 
 from pydantic import ValidationError
 from sluice_contracts.base import seconds
-from sluice_contracts.inference_pool import InferencePoolSpec
+from sluice_contracts.inference_pool import InferencePoolSpec, ServedVersion
 from sluice_contracts.names import LABEL_POOL
-from sluice_contracts.routing import ROUTES_KEY, Backend, RoutingLimits, RoutingTable
+from sluice_contracts.routing import ROUTES_KEY, Backend, JudgeRoute, MirrorRoute, Price, RoutingLimits, RoutingTable
 
+from sluice_operator.children.hardware import HardwareError
 from sluice_operator.children.metadata import child, labels
 from sluice_operator.children.scaling import waking
 from sluice_operator.kube.resources import CONFIG_MAP, INFERENCE_POOL
 from sluice_operator.plan import Meta, Object
+from sluice_operator.prices import Prices
 
 SHORTEST_SECONDS = 0.001
 """For a limit of 0 that an older CRD let through: a table that cannot be written would stop the whole pool."""
@@ -23,7 +26,47 @@ def routes_name(pool: str) -> str:
     return f"{pool}-routes"
 
 
-def routing_table(meta: Meta, spec: InferencePoolSpec, backends: list[Backend], window: str) -> RoutingTable:
+def price(spec: InferencePoolSpec, version: str, prices: Prices) -> Price | None:
+    """What this version's work costs: its token prices, the pool's, or else a place's share of the machine."""
+    tokens = next((v for v in spec.costs.versions if v.model_version == version), spec.costs.tokens)
+    if tokens is not None:
+        million = Decimal(1_000_000)
+        return Price(
+            prompt_token=float(Decimal(tokens.prompt) / million), output_token=float(Decimal(tokens.output) / million)
+        )
+    try:
+        hour = prices.worker_hour(spec.hardware)
+    except HardwareError:
+        return None  # the pool stalls on it anyway
+    if hour is None:
+        return None
+    return Price(slot_second=float(hour / 3600 / spec.limits.in_flight_per_replica))
+
+
+def mirror_route(spec: InferencePoolSpec, candidate: ServedVersion) -> MirrorRoute | None:
+    """What the gateways are told of mirroring; None if nothing is mirrored."""
+    mirror = spec.rollout.mirror
+    if mirror.percent == 0:
+        return None
+    judge = mirror.judge
+    return MirrorRoute(
+        percent=mirror.percent,
+        candidate=candidate.model_version,
+        max_in_flight=mirror.max_in_flight,
+        timeout_seconds=max(SHORTEST_SECONDS, seconds(mirror.timeout)),
+        judge=None
+        if judge is None
+        else JudgeRoute(
+            entry_point=judge.entry_point,
+            url=judge.url,
+            timeout_seconds=max(SHORTEST_SECONDS, seconds(judge.timeout)),
+        ),
+    )
+
+
+def routing_table(
+    meta: Meta, spec: InferencePoolSpec, backends: list[Backend], window: str, mirror: MirrorRoute | None = None
+) -> RoutingTable:
     """The table for these backends. Raises ValidationError unless their weights sum to 100."""
     return RoutingTable(
         pool=meta.name,
@@ -42,6 +85,7 @@ def routing_table(meta: Meta, spec: InferencePoolSpec, backends: list[Backend], 
         waking=waking(spec.replicas),
         backends=backends,
         fallback_template=spec.gateway.fallback.template,
+        mirror=mirror,
     )
 
 

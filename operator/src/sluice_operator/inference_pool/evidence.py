@@ -27,6 +27,8 @@ class Evidence:
     counts: dict[str, VersionCounts] = field(default_factory=dict)
     asked: int = 0
     answered: int = 0
+    trouble: str = ""
+    """Why there are no counts, or not all of them."""
 
 
 async def gather(meta: Meta, window: str, kube: KubeClient, http: aiohttp.ClientSession) -> Evidence:
@@ -46,7 +48,16 @@ def add_up(window: str, snapshots: list[AnalysisSnapshot], asked: int) -> Eviden
     for snapshot in current:
         for version, found in snapshot.versions.items():
             counts[version] = counts[version].plus(found) if version in counts else found
-    return Evidence(counts, asked, len(current))
+    return Evidence(counts, asked, len(current), _missing(asked, len(snapshots), len(current)))
+
+
+def _missing(asked: int, heard: int, current: int) -> str:
+    """Why not every gateway's counts are there; empty if they are."""
+    if asked == 0:
+        return "no gateway pod is ready"
+    if heard < asked:
+        return f"{asked - heard} of {asked} ready gateways did not answer on port {INTERNAL_PORT}"
+    return f"{asked - current} of {asked} gateways do not count this rollout yet" if current < asked else ""
 
 
 def _address(pod: Object) -> str | None:
@@ -64,6 +75,11 @@ async def _ask(http: aiohttp.ClientSession, address: str) -> AnalysisSnapshot | 
         async with http.get(f"http://{host}:{INTERNAL_PORT}/analysis", timeout=DEADLINE) as response:
             if response.status != 200:
                 return None
-            return AnalysisSnapshot.model_validate_json(await response.content.read(LIMIT_BYTES))
+            body = b""
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > LIMIT_BYTES:
+                    return None
+            return AnalysisSnapshot.model_validate_json(body)
     except (aiohttp.ClientError, TimeoutError, ValidationError):
         return None

@@ -16,9 +16,11 @@ from sluice_operator.engine.cache import Cache
 from sluice_operator.inference_pool.engine_state import EngineState, read_ray_service
 from sluice_operator.inference_pool.evidence import Evidence, gather
 from sluice_operator.inference_pool.route import NO_ROUTE, ObservedRoute, observe_route
+from sluice_operator.inference_pool.sources import gather_from_prometheus
 from sluice_operator.kube.client import KubeClient
 from sluice_operator.kube.resources import CONFIG_MAP, DEPLOYMENT, INFERENCE_POOL, MODEL_VERSION, RAY_SERVICE
 from sluice_operator.plan import Meta
+from sluice_operator.settings import Prometheus
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,12 @@ def _looked_at(analyzed_at: str, status: InferencePoolStatus) -> datetime:
     return last if status.judged_from is None else max(last, parse_timestamp(status.judged_from))
 
 
+def _age(status: InferencePoolStatus, now: datetime) -> float:
+    """Seconds since the window began; 0 by a clock that was set back."""
+    began = status.judged_from or status.rollout_started_at
+    return 0.0 if began is None else max(0.0, (now - parse_timestamp(began)).total_seconds())
+
+
 async def observe(
     meta: Meta,
     spec: InferencePoolSpec,
@@ -116,14 +124,20 @@ async def observe(
     kube: KubeClient,
     http: aiohttp.ClientSession,
     now: datetime,
+    prometheus: Prometheus,
 ) -> Observed:
-    """Look at the pool's versions and children, and ask the gateways if it is time."""
+    """Look at the pool's versions and children, and ask for the evidence if it is time."""
     served = [s.model_version for s in (status.stable, status.candidate, status.previous) if s is not None]
     text = meta.annotations.get(ANNOTATION_ROLLOUT)
     request = RolloutRequest(text) if text in set(RolloutRequest) else None
     evidence = None
     if status.candidate is not None and analysis_due(spec, status, request, now):
-        evidence = await gather(meta, current_window(status.candidate, status, now), kube, http)
+        window = current_window(status.candidate, status, now)
+        source = spec.rollout.analysis.source.prometheus
+        if source is None:
+            evidence = await gather(meta, window, kube, http)
+        else:
+            evidence = await gather_from_prometheus(source, meta, window, _age(status, now), http, prometheus)
     routes = read_routes(cache.get(CONFIG_MAP, meta.namespace, routes_name(meta.name)))
     services = cache.children(INFERENCE_POOL, meta.namespace, meta.name, RAY_SERVICE)
     engines = [read_ray_service(obj) for obj in services]

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sluice_serving.gateway.asgi import closing, send_body, send_start
 from sluice_serving.gateway.completion import PATHS, Kind
 from sluice_serving.gateway.errors import ApiError
-from sluice_serving.gateway.observations import MetricsCollector
+from sluice_serving.gateway.metrics import MetricsCollector
 from sluice_serving.gateway.service import Gateway
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]

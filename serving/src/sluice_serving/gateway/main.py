@@ -82,6 +82,7 @@ def build_gateway(settings: Settings) -> Gateway:
         interactions=InteractionLog(database, Spool(settings.spool, settings.spool_bytes), settings.retention_seconds),
         pseudonym_key=(lambda: fixed) if fixed else keys.fingerprint,
         request_timeout=settings.request_timeout,
+        judge_token_file=settings.judge_token_file,
     )
 
 
@@ -124,6 +125,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         for task in (*background, writing, stopping, *servers):
             task.cancel()
         await asyncio.gather(*background, writing, stopping, *servers, return_exceptions=True)
+        await gateway.mirror.close()
         await gateway.upstream.close()
     logger.info("stopped")
 

@@ -5,18 +5,18 @@ dashboard and a verdict cannot disagree.
 """
 
 import secrets
+import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import accumulate
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 from sluice_contracts.analysis import (
-    COARSE,
+    COST_EDGES,
     LATENCY_EDGES,
+    QUEUE_FLOOR_SECONDS,
+    QUEUE_SAMPLE_SECONDS,
     REQUEST_BYTES_EDGES,
     TOKEN_EDGES,
     AnalysisSnapshot,
@@ -25,7 +25,9 @@ from sluice_contracts.analysis import (
     VersionCounts,
 )
 from sluice_contracts.base import timestamp
-from sluice_contracts.routing import RoutingTable
+from sluice_contracts.routing import Price, RoutingTable
+
+from sluice_serving.gateway.costs import request_cost
 
 MAX_VERSIONS = 64
 """Versions kept in /metrics; a pool that sees more forgets those that are no longer routed to."""
@@ -46,6 +48,12 @@ class Outcome:
     finish_reason: str | None = None
     label: str = "ok"
     """`ok`, or what went wrong, for /metrics."""
+    schema_owed: bool = False
+    """Whether the request asked for a JSON shape."""
+    schema_valid: bool | None = None
+    """Whether the answer has it; None if it owed none after all, or nobody could tell."""
+    cost: float | None = None
+    """In the price's currency; filled in when the outcome is counted."""
 
     @property
     def inter_token(self) -> float | None:
@@ -53,6 +61,33 @@ class Outcome:
         if self.ttft is None or self.latency is None or not self.output_tokens or self.output_tokens < 2:
             return None
         return (self.latency - self.ttft) / (self.output_tokens - 1)
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """What became of one copy of a request."""
+
+    outcome: str
+    """`scored`; `failed`: no answer in time, which scores 0; `no_room`, `judge_failed`, `not_comparable`: no score."""
+    score: float | None = None
+    similarity: float | None = None
+    """To stable's answer, whoever judges."""
+    length: float | None = None
+    """The shorter answer's length over the longer one's."""
+    schema_valid: bool | None = None
+
+
+@dataclass
+class Sum:
+    """A mean in the making."""
+
+    n: int = 0
+    total: float = 0.0
+
+    def add(self, value: float | None) -> None:
+        """Take in one value, if it is one."""
+        if value is not None:
+            self.n, self.total = self.n + 1, self.total + value
 
 
 @dataclass
@@ -63,13 +98,27 @@ class Totals:
     outcomes: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     output_tokens: int = 0
+    cost: float = 0.0
+    queue: Histogram = field(default_factory=lambda: Histogram.empty(LATENCY_EDGES))
+    """Of all requests, those judged and the others."""
+    schema: Counter[str] = field(default_factory=Counter)
+    mirrored: Counter[str] = field(default_factory=Counter)
+    mirror_schema: Counter[str] = field(default_factory=Counter)
+    mirror_score: Sum = field(default_factory=Sum)
+    mirror_similarity: Sum = field(default_factory=Sum)
+    mirror_length: Sum = field(default_factory=Sum)
 
 
 class Observations:
     """All counts of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.instance = secrets.token_hex(8)
+        self.pool = ""
+        """Namespace and name, once there is a table."""
+        self._clock = clock
+        self._prices: dict[str, Price | None] = {}
+        self._wait_judged: dict[str, float] = {}
         self.window = ""
         self.since = datetime.now(UTC)
         self.versions: dict[str, VersionCounts] = {}
@@ -82,6 +131,8 @@ class Observations:
         """Take the table's window and versions. Another window starts the counts anew."""
         if table.window != self.window or not self.versions:
             self.window, self.since, self.versions = table.window, datetime.now(UTC), {}
+        self.pool = f"{table.namespace}/{table.pool}"
+        self._prices = {b.model_version: b.price for b in table.backends}
         for backend in table.backends:
             self.versions.setdefault(backend.model_version, _nothing())
             self.totals.setdefault(backend.model_version, Totals())
@@ -91,14 +142,43 @@ class Observations:
 
     def record(self, version: str, window: str, outcome: Outcome, request_bytes: int) -> None:
         """Count one request of so many bytes. One that began in an earlier window counts for /metrics only."""
+        price = self._prices.get(version)
+        outcome.cost = request_cost(price, outcome.latency, outcome.prompt_tokens, outcome.output_tokens)
         total = self.totals.setdefault(version, Totals())
         _count(total.counts, outcome)
+        total.cost += outcome.cost or 0.0
+        if outcome.schema_owed:
+            total.schema[_schema_result(outcome.schema_valid)] += 1
         total.outcomes[outcome.label] += 1
         total.prompt_tokens += outcome.prompt_tokens or 0
         total.output_tokens += outcome.output_tokens or 0
         if window == self.window and version in self.versions:
             _count(self.versions[version], outcome)
             _shape(self.versions[version].by_length[bisect_left(REQUEST_BYTES_EDGES, request_bytes)], outcome)
+
+    def waited(self, version: str, window: str, seconds: float) -> None:
+        """Count how long a request was in the queue, whether it then got a place or not."""
+        self.totals.setdefault(version, Totals()).queue.observe(LATENCY_EDGES, seconds)
+        now = self._clock()
+        last = self._wait_judged.get(version)
+        if window != self.window or version not in self.versions:
+            return
+        if last is None or now - last >= QUEUE_SAMPLE_SECONDS:
+            self._wait_judged = {n: t for n, t in self._wait_judged.items() if n in self.versions} | {version: now}
+            self.versions[version].queue.observe(LATENCY_EDGES, max(QUEUE_FLOOR_SECONDS, seconds))
+
+    def mirrored(self, version: str, window: str, seen: Mirrored) -> None:
+        """Count a copy. It is no request of anyone's, so it counts nowhere else."""
+        total = self.totals.setdefault(version, Totals())
+        total.mirrored[seen.outcome] += 1
+        total.mirror_score.add(seen.score)
+        total.mirror_similarity.add(seen.similarity)
+        total.mirror_length.add(seen.length)
+        if seen.schema_valid is not None:
+            total.mirror_schema[_schema_result(seen.schema_valid)] += 1
+        if seen.score is not None and window == self.window and version in self.versions:
+            self.versions[version].mirror_scored += 1
+            self.versions[version].mirror_score += seen.score
 
     def snapshot(self) -> AnalysisSnapshot:
         """The answer of GET /analysis."""
@@ -116,7 +196,14 @@ def _count(counts: VersionCounts, outcome: Outcome) -> None:
     counts.errors += outcome.failed
     if outcome.finish_reason:
         counts.finish_reasons[outcome.finish_reason] = counts.finish_reasons.get(outcome.finish_reason, 0) + 1
+    if outcome.schema_valid is not None:
+        counts.schema_checked += 1
+        counts.schema_invalid += not outcome.schema_valid
     _shape(counts, outcome)
+
+
+def _schema_result(valid: bool | None) -> str:
+    return "unchecked" if valid is None else "valid" if valid else "invalid"
 
 
 def _shape(shape: Shape, outcome: Outcome) -> None:
@@ -129,87 +216,5 @@ def _shape(shape: Shape, outcome: Outcome) -> None:
         shape.inter_token.observe(LATENCY_EDGES, outcome.inter_token)
     if outcome.output_tokens is not None:
         shape.output_tokens.observe(TOKEN_EDGES, outcome.output_tokens)
-
-
-@dataclass
-class Gauges:
-    """The state of things at the moment of a scrape."""
-
-    in_flight: dict[str, int]
-    waiting: dict[str, int]
-    weights: dict[str, int]
-    interactions_waiting: int
-    interactions_dropped: int
-    ready: bool
-
-
-class MetricsCollector(Collector):
-    """Prometheus's view of `Observations` and `Gauges`."""
-
-    def __init__(self, observations: Observations) -> None:
-        self.observations = observations
-        self.gauges = Gauges({}, {}, {}, 0, 0, False)
-
-    def collect(self) -> Iterator[Metric]:
-        """All metrics, computed now."""
-        seen = self.observations
-        requests = CounterMetricFamily("sluice_requests", "Requests by outcome.", labels=["version", "outcome"])
-        tokens = CounterMetricFamily("sluice_tokens", "Tokens by kind.", labels=["version", "kind"])
-        finish = CounterMetricFamily("sluice_finish_reasons", "Why answers ended.", labels=["version", "reason"])
-        for version, total in seen.totals.items():
-            for label, n in total.outcomes.items():
-                requests.add_metric([version, label], n)
-            tokens.add_metric([version, "prompt"], total.prompt_tokens)
-            tokens.add_metric([version, "output"], total.output_tokens)
-            for reason, n in total.counts.finish_reasons.items():
-                finish.add_metric([version, reason], n)
-        yield from (requests, tokens, finish)
-        for name, text, attribute, edges, every in (
-            ("sluice_ttft_seconds", "Time to the first token, streamed answers.", "ttft", LATENCY_EDGES, COARSE),
-            ("sluice_latency_seconds", "Time to the last byte.", "latency", LATENCY_EDGES, COARSE),
-            (
-                "sluice_inter_token_seconds",
-                "Mean time between an answer's tokens.",
-                "inter_token",
-                LATENCY_EDGES,
-                COARSE,
-            ),
-            ("sluice_output_tokens", "Tokens of an answer.", "output_tokens", TOKEN_EDGES, 1),
-        ):
-            family = HistogramMetricFamily(name, text, labels=["version"])
-            for version, total in seen.totals.items():
-                histogram: Histogram = getattr(total.counts, attribute)
-                family.add_metric([version], _buckets(histogram, edges, every), histogram.total)
-            yield family
-        rejected = CounterMetricFamily("sluice_rejected", "Requests turned away by the gateway.", labels=["reason"])
-        for reason, n in seen.rejected.items():
-            rejected.add_metric([reason], n)
-        yield rejected
-        yield CounterMetricFamily("sluice_fallback_answers", "Answers from the template.", seen.fallbacks)
-        yield CounterMetricFamily("sluice_upstream_retries", "Requests asked again of an engine.", seen.retries)
-        yield from self._state()
-
-    def _state(self) -> Iterator[Metric]:
-        for name, text, values in (
-            ("sluice_in_flight", "Requests an engine works on.", self.gauges.in_flight),
-            ("sluice_waiting", "Requests in the queue.", self.gauges.waiting),
-            ("sluice_weight", "Share of people routed to a version, per cent.", self.gauges.weights),
-        ):
-            family = GaugeMetricFamily(name, text, labels=["version"])
-            for version, value in values.items():
-                family.add_metric([version], value)
-            yield family
-        yield GaugeMetricFamily("sluice_ready", "1 if requests are accepted.", int(self.gauges.ready))
-        yield GaugeMetricFamily(
-            "sluice_interactions_waiting", "Records not yet written.", self.gauges.interactions_waiting
-        )
-        yield CounterMetricFamily(
-            "sluice_interactions_dropped", "Records lost to a full buffer.", self.gauges.interactions_dropped
-        )
-
-
-def _buckets(histogram: Histogram, edges: tuple[float, ...], every: int) -> list[tuple[str, float]]:
-    """Cumulative counts at every so many edges, as Prometheus has them."""
-    below = list(accumulate(histogram.counts))
-    buckets = [(repr(float(edge)), float(n)) for edge, n in zip(edges[::every], below[::every], strict=False)]
-    return [*buckets, ("+Inf", float(below[-1]))]
+    if outcome.cost is not None:
+        shape.cost.observe(COST_EDGES, outcome.cost)

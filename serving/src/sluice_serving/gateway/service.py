@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from sluice_contracts.analysis import CLIENT_CLOSED
 from sluice_contracts.routing import Backend, RoutingTable
@@ -24,7 +25,10 @@ from sluice_serving.gateway.errors import ApiError, EngineFailed
 from sluice_serving.gateway.events import BrokenStream, error_event, stream_reader
 from sluice_serving.gateway.interactions import InteractionLog
 from sluice_serving.gateway.keys import KeyStore
-from sluice_serving.gateway.observations import Gauges, Observations, Outcome
+from sluice_serving.gateway.listening import Listener, listen
+from sluice_serving.gateway.metrics import Gauges
+from sluice_serving.gateway.mirror import Asked, Mirror
+from sluice_serving.gateway.observations import Observations, Outcome
 from sluice_serving.gateway.records import Interaction, pseudonym
 from sluice_serving.gateway.split import choose
 from sluice_serving.gateway.templates import template_answer, template_events
@@ -78,11 +82,13 @@ class Gateway:
         interactions: InteractionLog,
         pseudonym_key: Callable[[], bytes],
         request_timeout: float,
+        judge_token_file: Path | None = None,
     ) -> None:
         self.keys = keys
         self.upstream = upstream
         self.interactions = interactions
         self.observations = Observations()
+        self.mirror = Mirror(upstream, self.observations, judge_token_file)
         self.table: RoutingTable | None = None
         self.draining = False
         self.lanes: dict[str, Lane] = {}
@@ -227,10 +233,16 @@ class Gateway:
             if backend is None:
                 break
             lane = self.lanes[backend.model_version]
+            came = time.monotonic()
             try:
                 taken = await lane.acquire(exchange.tenant, table.limits.queue_timeout_seconds)
             except LaneClosed:
                 continue
+            except Overloaded as error:
+                if error.kind == "queue_timeout":
+                    self.observations.waited(backend.model_version, table.window, time.monotonic() - came)
+                raise
+            self.observations.waited(backend.model_version, table.window, time.monotonic() - came)
             exchange.backend = backend
             exchange.route = "failover" if tried else "split"
             exchange.outcome = None
@@ -264,14 +276,20 @@ class Gateway:
         self, exchange: Exchange, backend: Backend, completion: Completion, send: Send, attempts: int
     ) -> None:
         url = backend.url.rstrip("/") + completion.path
+        table = self._table()
+        mirrored = self.mirror.wants(table, backend, completion.path)
         for left in reversed(range(attempts)):
             asked = time.monotonic()
+            listener = listen(completion.path, completion.body, mirrored=mirrored, window=table.window)
             try:
                 async with self.upstream.ask(url, completion.body, exchange.id) as response:
                     if completion.stream:
-                        await self._pass_stream(exchange, backend, completion, chunks_of(response), asked, send)
+                        await self._pass_stream(exchange, backend, completion, chunks_of(response), asked, send, listener)
                     else:
-                        await self._pass_whole(exchange, backend, completion, await read_answer(response), asked, send)
+                        body = await read_answer(response)
+                        await self._pass_whole(exchange, backend, completion, body, asked, send, listener)
+                if listener is not None:
+                    self._heard(exchange, backend, completion, listener)
                 return
             except ApiError:
                 # The engine found fault with the request: the client's doing, not the version's.
@@ -287,10 +305,27 @@ class Gateway:
     def _partial(exchange: Exchange) -> float | None:
         return exchange.outcome.ttft if exchange.outcome else None
 
+    def _heard(self, exchange: Exchange, backend: Backend, completion: Completion, listener: Listener) -> None:
+        """The client has its answer; what is left is for the analysis."""
+        if exchange.outcome is not None:
+            listener.note(exchange.outcome)
+        if listener.mirrored:
+            asked = Asked(completion.path, completion.body, backend, listener.heard, listener.window)
+            self.mirror.send(asked, self.table, self.lanes)
+
     async def _pass_whole(
-        self, exchange: Exchange, backend: Backend, completion: Completion, body: bytes, asked: float, send: Send
+        self,
+        exchange: Exchange,
+        backend: Backend,
+        completion: Completion,
+        body: bytes,
+        asked: float,
+        send: Send,
+        listener: Listener | None,
     ) -> None:
         counts = read_counts(completion.kind, body)
+        if listener is not None:
+            listener.whole(body)
         exchange.outcome = Outcome(
             failed=False,
             latency=time.monotonic() - asked,
@@ -310,6 +345,7 @@ class Gateway:
         chunks: AsyncIterator[bytes],
         asked: float,
         send: Send,
+        listener: Listener | None,
     ) -> None:
         reader = stream_reader(completion.kind, completion.usage_wanted)
         ttft: float | None = None
@@ -323,6 +359,8 @@ class Gateway:
                         headers = self._headers(exchange, backend, completion)
                         await send_start(send, 200, b"text/event-stream", headers)
                     await send_body(send, event, more=True)
+                    if listener is not None:
+                        listener.feed(event)
                     exchange.events = reader.events
                 if reader.error is not None or reader.finished:
                     break

@@ -29,6 +29,8 @@ class Settings:
     database_url: str = DEFAULT_DATABASE
     retention_seconds: float = 30 * 86400
     pseudonym_key_file: Path | None = None
+    judge_token_file: Path | None = None
+    """Sent to the judge of mirrored answers, where the routing table names one by URL."""
     plain_keys: bool = True
     """Whether a tenant's file may hold the key itself instead of its digest."""
     spool_dir: Path | None = None
@@ -74,6 +76,7 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         database_url=_database_url(env),
         retention_seconds=_duration(env, "SLUICE_RETENTION", "30d"),
         pseudonym_key_file=Path(key_file) if key_file else None,
+        judge_token_file=Path(env["SLUICE_JUDGE_TOKEN_FILE"]) if env.get("SLUICE_JUDGE_TOKEN_FILE") else None,
         plain_keys=_choice(env, "SLUICE_PLAIN_KEYS", "allow", "refuse") == "allow",
         spool_dir=Path(env["SLUICE_SPOOL_DIR"]) if env.get("SLUICE_SPOOL_DIR") else None,
         spool_bytes=_whole(env, "SLUICE_SPOOL_BYTES", 256 << 20, 1 << 20, 1 << 40),
