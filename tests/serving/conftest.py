@@ -47,6 +47,10 @@ class FakeEngine:
         """Close the connection after so many words."""
         self.hold: asyncio.Event | None = None
         """Answer only once this is set."""
+        self.asleep: asyncio.Event | None = None
+        """A replica is up only once this is set."""
+        self.questions = 0
+        """GETs of /v1/models."""
         self.requests: list[dict[str, Any]] = []
         self.running = 0
         self.most_running = 0
@@ -62,6 +66,7 @@ class FakeEngine:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._chat)
+        app.router.add_get("/v1/models", self._models)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
@@ -70,6 +75,13 @@ class FakeEngine:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    async def _models(self, _: web.Request) -> web.Response:
+        """Answers once a replica is up, as Ray Serve lets it."""
+        self.questions += 1
+        if self.asleep is not None:
+            await self.asleep.wait()
+        return web.json_response({"object": "list", "data": []})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -222,6 +234,7 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
                 "host": "127.0.0.1",
                 "port": free_port(),
                 "internal_port": free_port(),
+                "probe_seconds": 1.0,
                 "drain_delay": 0.0,
                 "drain_seconds": 5.0,
             }

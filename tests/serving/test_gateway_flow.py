@@ -291,6 +291,11 @@ async def test_another_version_answers_when_one_cannot_be_reached_and_the_dead_o
 ) -> None:
     good, dead = await engines(), await engines()
     await gateway.route(served(good, "v1", 1), served(dead, "v2", 99))
+
+    async def reached() -> bool:
+        return 'sluice_backend_probing{version="v2"} 0.0' in await gateway.metrics()
+
+    await until(reached, "it has answered once: else nobody would be sent there")
     await dead.stop()
     for i in range(5):
         async with gateway.chat(user=f"u{i}") as got:

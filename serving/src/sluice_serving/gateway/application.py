@@ -92,6 +92,7 @@ def internal_app(gateway: Gateway) -> ASGIApp:
     registry = CollectorRegistry()
     collector = MetricsCollector(gateway.observations)
     registry.register(collector)
+    registry.register(gateway.holding)
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")

@@ -82,6 +82,7 @@ def build_gateway(settings: Settings) -> Gateway:
         interactions=InteractionLog(database, Spool(settings.spool, settings.spool_bytes), settings.retention_seconds),
         pseudonym_key=(lambda: fixed) if fixed else keys.fingerprint,
         request_timeout=settings.request_timeout,
+        probe_seconds=settings.probe_seconds,
         judge_token_file=settings.judge_token_file,
     )
 
@@ -115,6 +116,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
             gateway.draining = True
             logger.info("draining: no longer ready, %g s until the port closes", settings.drain_delay)
             await asyncio.sleep(settings.drain_delay)
+            gateway.holding.drain()
         api.should_exit = True
         await servers[0]
         gateway.interactions.close()
@@ -126,6 +128,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
             task.cancel()
         await asyncio.gather(*background, writing, stopping, *servers, return_exceptions=True)
         await gateway.mirror.close()
+        gateway.holding.close()
         await gateway.upstream.close()
     logger.info("stopped")
 

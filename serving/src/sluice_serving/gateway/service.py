@@ -23,6 +23,7 @@ from sluice_serving.gateway.asgi import Disconnected, header, read_body, send_bo
 from sluice_serving.gateway.completion import Completion, Kind, read_completion
 from sluice_serving.gateway.errors import ApiError, EngineFailed
 from sluice_serving.gateway.events import BrokenStream, error_event, stream_reader
+from sluice_serving.gateway.holding import Holding
 from sluice_serving.gateway.interactions import InteractionLog
 from sluice_serving.gateway.keys import KeyStore
 from sluice_serving.gateway.listening import Listener, listen
@@ -30,7 +31,6 @@ from sluice_serving.gateway.metrics import Gauges
 from sluice_serving.gateway.mirror import Asked, Mirror
 from sluice_serving.gateway.observations import Observations, Outcome
 from sluice_serving.gateway.records import Interaction, pseudonym
-from sluice_serving.gateway.split import choose
 from sluice_serving.gateway.templates import template_answer, template_events
 from sluice_serving.gateway.tenants import Caller
 from sluice_serving.gateway.upstream import (
@@ -42,6 +42,7 @@ from sluice_serving.gateway.upstream import (
     chunks_of,
     read_answer,
 )
+from sluice_serving.gateway.wake import Asleep
 
 logger = logging.getLogger("sluice.gateway")
 
@@ -82,6 +83,7 @@ class Gateway:
         interactions: InteractionLog,
         pseudonym_key: Callable[[], bytes],
         request_timeout: float,
+        probe_seconds: float = 15.0,
         judge_token_file: Path | None = None,
     ) -> None:
         self.keys = keys
@@ -92,6 +94,7 @@ class Gateway:
         self.table: RoutingTable | None = None
         self.draining = False
         self.lanes: dict[str, Lane] = {}
+        self.holding = Holding(upstream.look, self.lanes, probe_seconds)
         self._retry_budget = RetryBudget()
         self._pseudonym_key = pseudonym_key
         self._request_timeout = request_timeout
@@ -102,16 +105,12 @@ class Gateway:
             return
         self.table = table
         self.observations.follow(table)
-        limits = table.limits
-        names = {b.model_version: b for b in table.backends}
-        for name, backend in names.items():
-            capacity = limits.in_flight_per_replica * backend.replicas
-            if name in self.lanes:
-                self.lanes[name].resize(capacity, limits.queue)
-            else:
-                self.lanes[name] = Lane(capacity, limits.queue)
-        for name in [n for n in self.lanes if n not in names]:
+        names = {b.model_version for b in table.backends}
+        for name in names - self.lanes.keys():
+            self.lanes[name] = Lane(0, table.limits.queue)
+        for name in self.lanes.keys() - names:
             self.lanes.pop(name).close()
+        self.holding.follow(table)
         weights = ", ".join(f"{b.model_version} {b.weight}%{'' if b.ready else ' (not ready)'}" for b in table.backends)
         logger.info("routing: %s (window %s)", weights or "no version", table.window or "-")
 
@@ -162,7 +161,8 @@ class Gateway:
         answering = asyncio.create_task(self._answer(exchange, completion, send))
         leaving = asyncio.create_task(until_disconnect(receive))
         try:
-            await asyncio.wait({answering, leaving}, timeout=self._request_timeout, return_when=asyncio.FIRST_COMPLETED)
+            patience = self._request_timeout + self.holding.longest(table)
+            await asyncio.wait({answering, leaving}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
                 answering.cancel()
                 await asyncio.gather(answering, return_exceptions=True)
@@ -210,6 +210,12 @@ class Gateway:
             refusal = ApiError(429, f"Too many requests: {error.reason}. Retry after the time in Retry-After.",
                                code="overloaded", retry_after=error.retry_after)  # fmt: skip
             await self._refuse(exchange, refusal, send)
+        except Asleep as error:
+            if not await self._from_template(exchange, completion, send):
+                self.observations.rejected["asleep"] += 1
+                refusal = ApiError(503, "The model sleeps and is being woken. Retry after the time in Retry-After.",
+                                   code="waking", retry_after=error.retry_after)  # fmt: skip
+                await self._refuse(exchange, refusal, send)
         except ApiError as error:
             await self._refuse(exchange, error, send)
         except EngineFailed as error:
@@ -229,20 +235,23 @@ class Gateway:
         self._retry_budget.earn()
         for _ in range(3):  # two versions, and one change of the table
             table = self._table()
-            backend = choose([b for b in table.backends if b.model_version not in tried], exchange.person)
+            backend = self.holding.choose([b for b in table.backends if b.model_version not in tried], exchange.person)
             if backend is None:
                 break
             lane = self.lanes[backend.model_version]
             came = time.monotonic()
+            patience = self.holding.patience(backend, table)
+            held = self.holding.held(backend)  # waiting for an engine to wake says nothing of the version
             try:
-                taken = await lane.acquire(exchange.tenant, table.limits.queue_timeout_seconds)
+                taken = await lane.acquire(exchange.tenant, patience)
             except LaneClosed:
                 continue
             except Overloaded as error:
-                if error.kind == "queue_timeout":
+                if error.kind == "queue_timeout" and not held:
                     self.observations.waited(backend.model_version, table.window, time.monotonic() - came)
-                raise
-            self.observations.waited(backend.model_version, table.window, time.monotonic() - came)
+                raise self.holding.explained(error, backend) from None
+            if not held:
+                self.observations.waited(backend.model_version, table.window, time.monotonic() - came)
             exchange.backend = backend
             exchange.route = "failover" if tried else "split"
             exchange.outcome = None
@@ -255,7 +264,7 @@ class Gateway:
                 tried.add(backend.model_version)
                 others = [b for b in self._table().backends if b.model_version not in tried]
                 may_ask_another = error.retriable and not exchange.started and len(tried) < VERSIONS
-                if not may_ask_another or choose(others, exchange.person) is None:
+                if not may_ask_another or self.holding.choose(others, exchange.person) is None:
                     raise
                 # Another version answers instead, but this one is charged with the failure.
                 self._charge(exchange, table)
@@ -263,6 +272,8 @@ class Gateway:
             finally:
                 served = exchange.outcome is not None and exchange.outcome.label == "ok"
                 lane.release(taken, served=served)
+                if served:
+                    self.holding.answered(backend)
         raise failure
 
     def _charge(self, exchange: Exchange, table: RoutingTable) -> None:

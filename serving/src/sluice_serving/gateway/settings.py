@@ -40,6 +40,8 @@ class Settings:
     port: int = 8080
     internal_port: int = 8081
     request_timeout: float = 300.0
+    probe_seconds: float = 15.0
+    """How long a new engine is asked for its health before requests are sent to it as it is."""
     drain_seconds: float = 25.0
     drain_delay: float = 2.0
     """How long requests are still accepted after SIGTERM: the time Kubernetes takes to tell everyone."""
@@ -84,6 +86,7 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         port=_port(env, "SLUICE_PORT", 8080),
         internal_port=_port(env, "SLUICE_INTERNAL_PORT", 8081),
         request_timeout=_number(env, "SLUICE_REQUEST_TIMEOUT_SECONDS", 300),
+        probe_seconds=_number(env, "SLUICE_PROBE_SECONDS", 15),
         drain_seconds=_number(env, "SLUICE_DRAIN_SECONDS", 25),
         drain_delay=_number(env, "SLUICE_DRAIN_DELAY_SECONDS", 2),
         kubernetes_url=_kubernetes_url(env),

@@ -73,6 +73,16 @@ class Upstream:
         if self._session is not None:
             await self._session.close()
 
+    async def look(self, url: str, seconds: float) -> int | None:
+        """The status of a GET, None where there is no answer within so many seconds. The body is left unread."""
+        assert self._session is not None
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, CONNECT_SECONDS))
+        try:
+            async with self._session.get(url, timeout=timeout, allow_redirects=False) as response:
+                return response.status
+        except (aiohttp.ClientError, OSError):  # among them TimeoutError
+            return None
+
     @asynccontextmanager
     async def ask(self, url: str, body: bytes, request_id: str) -> AsyncIterator[aiohttp.ClientResponse]:
         """The engine's response once its status is known to be good. Leaving early closes the connection, which stops
