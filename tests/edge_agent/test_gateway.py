@@ -162,7 +162,7 @@ def test_nothing_that_is_asked_or_answered_is_kept(served, device) -> None:
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"temperature": 9}, 400, "temperature"),
         ({"messages": []}, 400, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
         ({"metadata": {"domain": "my secret project"}}, 400, "metadata.domain"),
         ({"metadata": {"note": "x"}}, 400, "metadata.note"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "messages"),

@@ -20,6 +20,7 @@ import httpx
 from pydantic import ValidationError
 from sluice_contracts.signal import Outcome
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -29,11 +30,13 @@ from starlette.routing import Route
 from sluice_edge.audit import AuditLog
 from sluice_edge.engine.child import NO_TLS
 from sluice_edge.errors import ConfigurationError, EdgeError
-from sluice_edge.gateway.chat_request import MAX_BODY, ChatRequest, FeedbackRequest, problem
+from sluice_edge.gateway.chat_request import MAX_BODY, MAX_TOKENS, ChatRequest, FeedbackRequest, problem
 from sluice_edge.gateway.serving import Serving, read_serving
 from sluice_edge.signals import Observation, Signals
 
 T = TypeVar("T", ChatRequest, FeedbackRequest)
+ELSEWHERE = ("/v1/completions", "/v1/embeddings", "/v1/responses")
+"""Endpoints of the cluster's gateway that a device does not have."""
 IN_FLIGHT = 8
 """Requests that may wait for the one that the engine works on; the next one is told to come back."""
 ANSWER_SECONDS = 600.0
@@ -91,7 +94,8 @@ def build(gateway: Gateway) -> Starlette:
         async def handle(request: Request) -> Response:
             given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
             if not hmac.compare_digest(given, gateway.key.encode()):
-                return refuse(401, "missing or wrong key; send the one in the file `key` of the agent's home", "auth")
+                message = "missing or wrong key; send the one in the file `key` of the agent's home"
+                return refuse(401, message, "invalid_api_key" if given else "missing_api_key")
             return await function(gateway, request)
 
         return handle
@@ -110,18 +114,62 @@ def build(gateway: Gateway) -> Starlette:
         routes=[
             Route("/healthz", healthz),
             Route("/v1/models", handler(models)),
+            Route("/v1/models/{name:path}", handler(model)),
+            *(Route(path, handler(not_here), methods=["POST"]) for path in ELSEWHERE),
             Route("/v1/chat/completions", handler(chat), methods=["POST"]),
             Route("/v1/feedback", handler(feedback), methods=["POST"]),
         ],
         # A web page whose name was made to point at 127.0.0.1 comes with its own name in Host.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False)],
+        exception_handlers={HTTPException: _refused, Exception: _failed},
     )
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """No such path, or not with this method; the router's own answer is plain text."""
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path[:128]}"
+    if error.status_code == 405:
+        allowed = dict(error.headers or {})
+        return refuse(405, f"{what} is not allowed; use {allowed.get('Allow')}", "method_not_allowed", headers=allowed)
+    return refuse(error.status_code, f"there is no {what}", "unknown_url")
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """An error of our own. What it says may hold what was asked, so that only its class goes to the log."""
+    sys.stderr.write(f"the gateway failed: {type(error).__name__}\n")
+    return refuse(500, "the gateway failed", "internal_error")
 
 
 async def models(gateway: Gateway, request: Request) -> Response:
     """GET /v1/models."""
-    return JSONResponse(
-        {"object": "list", "data": [{"id": gateway.model, "object": "model", "created": 0, "owned_by": "sluice"}]}
+    return JSONResponse({"object": "list", "data": [_model(gateway)]})
+
+
+async def model(gateway: Gateway, request: Request) -> Response:
+    """GET /v1/models/<name>."""
+    name = str(request.path_params["name"])
+    return JSONResponse(_model(gateway)) if name == gateway.model else _no_model(gateway, name)
+
+
+def _model(gateway: Gateway) -> dict[str, Any]:
+    return {"id": gateway.model, "object": "model", "created": 0, "owned_by": "sluice"}
+
+
+def _no_model(gateway: Gateway, name: str) -> Response:
+    return refuse(
+        404,
+        f"the model {name[:64]!r} is not here; this device serves {gateway.model!r}",
+        "model_not_found",
+        field="model",
+    )
+
+
+async def not_here(gateway: Gateway, request: Request) -> Response:
+    """What the cluster's endpoint has and the device's does not."""
+    path = request.url.path
+    return refuse(
+        404, f"a device does not answer {path}; use /v1/chat/completions", "unsupported_endpoint", field="model"
     )
 
 
@@ -148,9 +196,9 @@ async def chat(gateway: Gateway, request: Request) -> Response:
     if isinstance(body, Response):
         return body
     if body.model != gateway.model:
-        return refuse(
-            404, f"the model {body.model!r} is not here; this device serves {gateway.model!r}", "model_not_found"
-        )
+        return _no_model(gateway, body.model)
+    if (conflict := body.conflict()) is not None:
+        return refuse(400, conflict[1], "invalid_value", field=conflict[0])
     serving = read_serving(gateway.serving_file)
     if serving is None:
         return refuse(
@@ -186,11 +234,14 @@ class Turn:
 
     def headers(self) -> dict[str, str]:
         """Which version answers."""
-        return {
+        headers = {
             "x-sluice-version": self.serving.version,
             "x-sluice-lineage": self.serving.lineage,
             "cache-control": "no-store",
         }
+        if self.body.clamped:
+            headers["x-sluice-max-output-tokens"] = str(MAX_TOKENS)
+        return headers
 
     def leave(self) -> None:
         """The engine has one request fewer."""
@@ -320,11 +371,20 @@ class Turn:
         )
 
 
-def refuse(status: int, message: str, code: str, *, field: str | None = None, wait: int | None = None) -> Response:
+def refuse(
+    status: int,
+    message: str,
+    code: str,
+    *,
+    field: str | None = None,
+    wait: int | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
     """An error as OpenAI's clients understand it."""
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    kinds = {401: "authentication_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
     body = {"error": {"message": message, "type": kind, "param": field, "code": code}}
-    return JSONResponse(body, status, headers={"Retry-After": str(wait)} if wait else None)
+    return JSONResponse(body, status, headers=(headers or {}) | ({"Retry-After": str(wait)} if wait else {}))
 
 
 async def _parse(request: Request, kind: type[T]) -> T | Response:
@@ -337,8 +397,8 @@ async def _parse(request: Request, kind: type[T]) -> T | Response:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        name, message = problem(error)
-        return refuse(400, f"{name}: {message}", "invalid_request", field=name)
+        name, message, code = problem(error)
+        return refuse(400, f"{name or 'the body'}: {message}", code, field=name)
 
 
 def _error_of(body: bytes) -> dict[str, Any]:

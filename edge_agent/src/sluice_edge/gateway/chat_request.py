@@ -6,7 +6,7 @@ only when it is needed.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from sluice_contracts.names import Domain, Task
 
 MAX_TOKENS = 1024
@@ -15,7 +15,7 @@ Content = Annotated[str, StringConstraints(max_length=131_072)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class TextPart(_Strict):
@@ -28,13 +28,13 @@ class TextPart(_Strict):
 class ChatMessage(_Strict):
     """One turn."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: Content | Annotated[list[TextPart], Field(min_length=1, max_length=64)]
 
     def plain(self) -> dict[str, str]:
         """The turn with its content as one string."""
         text = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
-        return {"role": self.role, "content": text}
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class StreamOptions(_Strict):
@@ -74,6 +74,8 @@ class ChatRequest(_Strict):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     n: Literal[1] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -81,10 +83,25 @@ class ChatRequest(_Strict):
     user: Annotated[str, StringConstraints(max_length=256)] | None = None
     """Accepted because clients send it; dropped."""
 
-    @field_validator("metadata", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _no_metadata(cls, value: Any) -> Any:
-        return {} if value is None else value
+    def _null_is_absent(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+    def conflict(self) -> tuple[str, str] | None:
+        """A field that contradicts another, and what is wrong with it."""
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            return "max_tokens", "max_completion_tokens and max_tokens cannot both be given; use max_completion_tokens"
+        if self.stream_options is not None and not self.stream:
+            return "stream_options", "stream_options is only allowed together with stream: true"
+        if self.top_logprobs is not None and not self.logprobs:
+            return "top_logprobs", "top_logprobs is only allowed together with logprobs: true"
+        return None
+
+    @property
+    def clamped(self) -> bool:
+        """Whether the answer may not become as long as was asked for."""
+        return (self.max_completion_tokens or self.max_tokens or 0) > MAX_TOKENS
 
     def for_engine(self) -> dict[str, Any]:
         """What the engine gets. The number of tokens is capped; a stream always ends with its usage."""
@@ -93,7 +110,9 @@ class ChatRequest(_Strict):
             "max_tokens": min(self.max_completion_tokens or self.max_tokens or MAX_TOKENS, MAX_TOKENS),
             "stream": self.stream,
         }
-        for field in ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty"):
+        for field in (
+            "temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs",
+        ):  # fmt: skip
             value = getattr(self, field)
             if value is not None:
                 body[field] = value
@@ -112,8 +131,26 @@ class FeedbackRequest(_Strict):
     outcome: Literal["success", "partial", "failure"] | None = None
 
 
-def problem(error: ValidationError) -> tuple[str, str]:
-    """The field and what is wrong with it. Shows the value of no field."""
+CODES = {
+    "json_invalid": "invalid_json",
+    "extra_forbidden": "unknown_parameter",
+    "missing": "missing_required_parameter",
+}
+
+
+def problem(error: ValidationError) -> tuple[str | None, str, str]:
+    """The field as the API's own errors name it (`messages[0].role`), what is wrong with it, and the error's code.
+    Shows the value of no field."""
     detail = error.errors(include_input=False, include_url=False)[0]
-    field = ".".join(str(part) for part in detail["loc"] if not str(part).startswith(("function-", "list[", "str")))
-    return field or "body", detail["msg"]
+    kind, name = detail["type"], ""
+    for part in detail["loc"]:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif not part.startswith(("function-", "list[", "constrained-", "lax-or-strict")) and part != "str":
+            name += f".{part}" if name else part
+    if kind == "model_type":
+        return name or None, "must be an object", "invalid_json" if not name else "invalid_type"
+    if kind == "extra_forbidden":
+        return name or None, "this endpoint does not know it", CODES[kind]
+    wrong_type = kind.endswith(("_type", "_parsing"))
+    return name or None, detail["msg"], CODES.get(kind, "invalid_type" if wrong_type else "invalid_value")
