@@ -25,6 +25,13 @@ def recorded_objects() -> dict[str, Any]:
     return value
 
 
+@pytest.fixture
+def recorded_autoscaled() -> dict[str, Any]:
+    """What the real operator made of Sluice's own objects: `elastic` and `slice` (RayJobs), `pool` (a RayService)."""
+    value: dict[str, Any] = json.loads((RECORDINGS / "objects_autoscaled.json").read_text())
+    return value
+
+
 @pytest.fixture(scope="session")
 def recorded() -> Any:
     """A function: the recorded states of a scenario's objects, by name."""

@@ -151,7 +151,7 @@ def test_a_lost_head_is_replaced_and_the_cluster_still_counts_as_ready(recorded_
     cluster = recorded_objects["job"]["RayCluster "]
     worker = running_pod(recorded_objects["job"]["Pod worker"], "10.244.0.9")
 
-    changes = cluster_status.plan(cluster, [worker])
+    changes = cluster_status.plan(cluster, [worker], "abcde")
     status = cluster_status.status(cluster, [worker], "2026-11-21T08:00:00Z")
 
     assert [p["metadata"]["generateName"] for p in changes.create] == ["ok-w-j4m5v-head-"]
@@ -165,7 +165,7 @@ def test_a_failed_pod_makes_room_first(recorded_objects: JSON) -> None:
     head = recorded_objects["job"]["Pod head"] | {"status": {"phase": "Failed"}}
     worker = running_pod(recorded_objects["job"]["Pod worker"], "10.244.0.9")
 
-    changes = cluster_status.plan(cluster, [head, worker])
+    changes = cluster_status.plan(cluster, [head, worker], "abcde")
 
     assert changes.delete == [head["metadata"]["name"]]
     assert changes.create == []

@@ -110,7 +110,10 @@ def bootstrap_objects() -> list[dict[str, Any]]:
     ]
     ray = [
         {"apiGroups": ["ray.io"], "resources": ["*"], "verbs": ["*"]},
-        {"apiGroups": [""], "resources": ["pods", "services"], "verbs": ["*"]},
+        {"apiGroups": [""], "resources": ["pods", "services", "serviceaccounts"], "verbs": ["*"]},
+        # Nobody may give rights that they do not have: these are the ones of Ray's autoscaler.
+        {"apiGroups": [""], "resources": ["pods/resize"], "verbs": ["patch"]},
+        {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles", "rolebindings"], "verbs": ["*"]},
     ]
     runtime_class = {
         "apiVersion": "node.k8s.io/v1",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sluice_devcluster.kuberay import names, pods
+from sluice_devcluster.kuberay import autoscaler, names, pods
 from sluice_devcluster.kuberay.quantities import total_cpu, total_memory
 
 JSON = dict[str, Any]
@@ -32,14 +32,23 @@ def head_of(all_pods: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return next((p for p in all_pods if p["metadata"]["labels"].get(names.NODE_TYPE) == "head"), None)
 
 
-def workers_wanted(group: Mapping[str, Any]) -> int:
-    """A group's number of pods."""
+def replicas_wanted(group: Mapping[str, Any]) -> int:
+    """A group's number of replicas, within its range."""
     replicas = int(group.get("replicas", group.get("minReplicas", 0)))
     return max(int(group.get("minReplicas", 0)), min(replicas, int(group.get("maxReplicas", replicas))))
 
 
-def plan(cluster: Mapping[str, Any], all_pods: Sequence[Mapping[str, Any]]) -> Changes:
-    """Which pods are missing, and which ended and must make room for others."""
+def workers_wanted(group: Mapping[str, Any]) -> int:
+    """A group's number of pods."""
+    return replicas_wanted(group) * pods.hosts(group)
+
+
+def plan(cluster: Mapping[str, Any], all_pods: Sequence[Mapping[str, Any]], suffix: str) -> Changes:
+    """Which pods are missing, and which ended or are given back and must make room for others.
+
+    A slice of several hosts comes and goes as a whole: where one of its pods is lost, the others go, too. `suffix`
+    names what is new.
+    """
     ended = {p["metadata"]["name"] for p in all_pods if p.get("status", {}).get("phase") in ("Failed", "Succeeded")}
     changes = Changes()
     for pod in all_pods:
@@ -49,13 +58,38 @@ def plan(cluster: Mapping[str, Any], all_pods: Sequence[Mapping[str, Any]]) -> C
         changes.create.append(pods.head_pod(cluster))
     for group in cluster["spec"].get("workerGroupSpecs", []):
         mine = [p for p in all_pods if p["metadata"]["labels"].get(names.NODE_GROUP) == group["groupName"]]
-        taken = {int(p["metadata"]["labels"].get(names.REPLICA_INDEX, 0)) for p in mine}
-        free = (i for i in range(len(mine) + workers_wanted(group)) if i not in taken)
-        for _ in range(workers_wanted(group) - len(mine)):
-            changes.create.append(pods.worker_pod(cluster, group, next(free)))
-        surplus = len(mine) - workers_wanted(group)
-        changes.delete.extend(p["metadata"]["name"] for p in mine[: max(0, surplus)])
+        _plan_group(cluster, group, mine, changes, suffix)
     return changes
+
+
+def _plan_group(
+    cluster: Mapping[str, Any], group: Mapping[str, Any], mine: list[Mapping[str, Any]], changes: Changes, suffix: str
+) -> None:
+    replicas: dict[int, list[Mapping[str, Any]]] = {}
+    for pod in mine:
+        replicas.setdefault(int(pod["metadata"]["labels"].get(names.REPLICA_INDEX, 0)), []).append(pod)
+    given_back = set((group.get("scaleStrategy") or {}).get("workersToDelete") or []) | set(changes.delete)
+    for members in replicas.values():
+        gone = any(p["metadata"]["name"] in given_back for p in members)
+        incomplete = len(members) < pods.hosts(group)
+        if gone or incomplete:
+            changes.delete.extend(_not_going(members, changes))
+    for index in [i for i in range(len(replicas) + replicas_wanted(group)) if i not in replicas]:
+        if len(replicas) >= replicas_wanted(group):
+            break
+        replicas[index] = []
+        changes.create.extend(pods.worker_pods(cluster, group, index, f"{suffix}{index}"))
+    # Ray's autoscaler names the workers that may go: without a name none does.
+    if not autoscaler.enabled(cluster):
+        staying = [left for members in replicas.values() if (left := _not_going(members, changes))]
+        for left in staying[: max(0, len(staying) - replicas_wanted(group))]:
+            changes.delete.extend(left)
+
+
+def _not_going(members: Sequence[Mapping[str, Any]], changes: Changes) -> list[str]:
+    """Names of the pods that nobody has deleted yet."""
+    left = [p["metadata"]["name"] for p in members if "deletionTimestamp" not in p["metadata"]]
+    return [name for name in left if name not in changes.delete]
 
 
 def status(cluster: Mapping[str, Any], all_pods: Sequence[Mapping[str, Any]], now: str) -> JSON:
@@ -88,8 +122,8 @@ def status(cluster: Mapping[str, Any], all_pods: Sequence[Mapping[str, Any]], no
     }
     numbers = {
         "desiredWorkerReplicas": wanted,
-        "maxWorkerReplicas": sum(int(g.get("maxReplicas", 0)) for g in groups),
-        "minWorkerReplicas": sum(int(g.get("minReplicas", 0)) for g in groups),
+        "maxWorkerReplicas": sum(int(g.get("maxReplicas", 0)) * pods.hosts(g) for g in groups),
+        "minWorkerReplicas": sum(int(g.get("minReplicas", 0)) * pods.hosts(g) for g in groups),
         "availableWorkerReplicas": len(running),
         "readyWorkerReplicas": sum(map(ready, workers)),
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from sluice_devcluster.kuberay import cluster_status, names, pods, ray_api, rayjob, rayservice
+from sluice_devcluster.kuberay import autoscaler, cluster_status, names, pods, ray_api, rayjob, rayservice
 from sluice_devcluster.kuberay.kube import Kube, KubeError
 from sluice_devcluster.kuberay.ray_api import RayError
 
@@ -117,7 +117,12 @@ class Controller:
         mine = world.pods(cluster)
         if not cluster.get("status"):
             await self._kube.apply("Service", pods.head_service(cluster, cluster["metadata"]["name"]))
-        changes = cluster_status.plan(cluster, mine)
+            if any(pods.hosts(group) > 1 for group in cluster["spec"].get("workerGroupSpecs", [])):
+                await self._kube.apply("Service", pods.headless_service(cluster))
+            if autoscaler.enabled(cluster):
+                for thing in autoscaler.rights(cluster, pods.owner_reference(cluster)):
+                    await self._kube.apply(thing["kind"], thing)
+        changes = cluster_status.plan(cluster, mine, names.suffix())
         for name in changes.delete:
             await self._kube.delete("Pod", cluster["metadata"]["namespace"], name)
         made = [await self._kube.create("Pod", pod) for pod in changes.create]

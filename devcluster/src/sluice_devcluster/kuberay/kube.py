@@ -17,6 +17,9 @@ PATHS = {
     "RayService": "apis/ray.io/v1/{}rayservices",
     "Pod": "api/v1/{}pods",
     "Service": "api/v1/{}services",
+    "ServiceAccount": "api/v1/{}serviceaccounts",
+    "Role": "apis/rbac.authorization.k8s.io/v1/{}roles",
+    "RoleBinding": "apis/rbac.authorization.k8s.io/v1/{}rolebindings",
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from hashlib import sha1
 from typing import Any
 
-from sluice_devcluster.kuberay import names
+from sluice_devcluster.kuberay import autoscaler, names
 from sluice_devcluster.kuberay.quantities import whole
 
 JSON = dict[str, Any]
@@ -15,7 +15,26 @@ SERVE_ENVIRONMENT = {
     "RAY_gcs_server_request_timeout_seconds": "5",
     "RAY_SERVE_KV_TIMEOUT_S": "5",
 }
-"""KubeRay's settings for the head of a RayService: notice soon that a part of Ray is lost."""
+"""KubeRay's settings for the pods of a RayService: notice soon that a part of Ray is lost."""
+
+_WGET = "wget --tries 1 -T {} -q -O- http://localhost:{}/{} | grep success"
+SERVE_PROBE = {
+    "exec": {
+        "command": [
+            "bash",
+            "-c",
+            f"{_WGET.format(2, names.AGENT_PORT, 'api/local_raylet_healthz')} && "
+            f"{_WGET.format(10, names.SERVE_PORT, '-/healthz')}",
+        ]
+    },
+    "initialDelaySeconds": 10,
+    "periodSeconds": 5,
+    "timeoutSeconds": 2,
+    "successThreshold": 1,
+    "failureThreshold": 1,
+}
+"""A RayService's worker is ready once its Serve proxy answers: only then may the serve service send to it. KubeRay asks
+with wget, which the image must have, unless the pod template brings a probe of its own."""
 
 
 def owner_reference(owner: Mapping[str, Any]) -> JSON:
@@ -62,6 +81,8 @@ def start_parameters(given: Mapping[str, str], limits: Mapping[str, Any], addres
         parameters.setdefault("num-cpus", str(whole(limits["cpu"])))
     if "nvidia.com/gpu" in limits:
         parameters.setdefault("num-gpus", str(limits["nvidia.com/gpu"]))
+    if "google.com/tpu" in limits:
+        parameters.setdefault("resources", f"'{{\"TPU\":{whole(limits['google.com/tpu'])}}}'")
     return parameters
 
 
@@ -83,7 +104,10 @@ def head_pod(cluster: Mapping[str, Any]) -> JSON:
     }
     container = pod["spec"]["containers"][0]
     limits = container.get("resources", {}).get("limits", {})
-    command = start_command(start_parameters(group.get("rayStartParams", {}), limits, None), head=True)
+    parameters = start_parameters(group.get("rayStartParams", {}), limits, None)
+    if autoscaler.enabled(cluster):
+        parameters["no-monitor"] = "true"
+    command = start_command(parameters, head=True)
     tags = f"kuberay_version={names.KUBERAY_VERSION};kuberay_crd={origin(cluster)}"
     environment = {
         "KUBERAY_GEN_RAY_START_CMD": command,
@@ -95,7 +119,27 @@ def head_pod(cluster: Mapping[str, Any]) -> JSON:
         "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "1",
     }
     _finish(pod, command, [], environment, probe_timeout=5)
+    if autoscaler.enabled(cluster):
+        autoscaler.add_to_head(pod, cluster)
     return pod
+
+
+def worker_pods(cluster: Mapping[str, Any], group: Mapping[str, Any], index: int, suffix: str) -> list[JSON]:
+    """The pods of one replica of a group: one for each host, which the labels number and join by a name."""
+    if hosts(group) == 1:
+        return [worker_pod(cluster, group, index)]
+    found = [worker_pod(cluster, group, index) for _ in range(hosts(group))]
+    for number, pod in enumerate(found):
+        pod["metadata"]["labels"] |= {
+            names.REPLICA_NAME: f"{group['groupName']}-{suffix}",
+            names.HOST_INDEX: str(number),
+        }
+    return found
+
+
+def hosts(group: Mapping[str, Any]) -> int:
+    """Pods of one replica of a group: more than one for a TPU slice of several hosts."""
+    return max(1, int(group.get("numOfHosts", 1)))
 
 
 def worker_pod(cluster: Mapping[str, Any], group: Mapping[str, Any], index: int) -> JSON:
@@ -113,10 +157,13 @@ def worker_pod(cluster: Mapping[str, Any], group: Mapping[str, Any], index: int)
     environment = {
         "KUBERAY_GEN_RAY_START_CMD": command,
         "RAY_PORT": str(names.GCS_PORT),
+        **(SERVE_ENVIRONMENT if origin(cluster) == "RayService" else {}),
         "RAY_ADDRESS": address,
         "RAY_USAGE_STATS_KUBERAY_IN_USE": "1",
         "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "1",
     }
+    if origin(cluster) == "RayService":
+        container.setdefault("readinessProbe", SERVE_PROBE)
     _finish(pod, command, first, environment, probe_timeout=2)
     return pod
 
@@ -205,23 +252,29 @@ def _probe(delay: int, failures: int, timeout: int) -> JSON:
 
 
 def cluster_object(owner: Mapping[str, Any], name: str, spec: Mapping[str, Any]) -> JSON:
-    """The RayCluster of a RayJob or RayService."""
-    labels = {names.ORIGIN_NAME: owner["metadata"]["name"], names.ORIGIN_KIND: owner["kind"]}
+    """The RayCluster of a RayJob or RayService, with all of that one's labels and annotations."""
+    given = owner["metadata"]
+    labels = {**given.get("labels", {}), names.ORIGIN_NAME: given["name"], names.ORIGIN_KIND: owner["kind"]}
     metadata: JSON = {
         "name": name,
-        "namespace": owner["metadata"]["namespace"],
+        "namespace": given["namespace"],
         "labels": labels,
         "ownerReferences": [owner_reference(owner)],
     }
+    if given.get("annotations"):
+        metadata["annotations"] = dict(given["annotations"])
     if owner["kind"] == "RayJob":
         labels["ray.io/job-submission-mode"] = owner["spec"]["submissionMode"]
     else:
-        metadata["annotations"] = {
+        metadata["annotations"] = dict(given.get("annotations", {})) | {
             "ray.io/hash-without-replicas-and-workers-to-delete": spec_hash(spec),
             "ray.io/kuberay-version": names.KUBERAY_VERSION,
             "ray.io/num-worker-groups": str(len(spec.get("workerGroupSpecs", []))),
         }
-    return {"apiVersion": names.GROUP_VERSION, "kind": "RayCluster", "metadata": metadata, "spec": dict(spec)}
+    body = copy.deepcopy(dict(spec))
+    for group in body.get("workerGroupSpecs", []):
+        group.setdefault("scaleStrategy", {})
+    return {"apiVersion": names.GROUP_VERSION, "kind": "RayCluster", "metadata": metadata, "spec": body}
 
 
 def head_selector(cluster_name: str) -> dict[str, str]:
@@ -257,6 +310,18 @@ def head_service(owner: Mapping[str, Any], cluster_name: str) -> JSON:
         "type": "ClusterIP",
     }
     return _service(owner, names.head_service(name), labels, spec)
+
+
+def headless_service(cluster: Mapping[str, Any]) -> JSON:
+    """The service by which the hosts of a slice find each other."""
+    name = cluster["metadata"]["name"]
+    spec = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": {names.CLUSTER: name, names.NODE_TYPE: "worker"},
+        "type": "ClusterIP",
+    }
+    return _service(cluster, f"{name}-headless", {names.HEADLESS: name}, spec)
 
 
 def serve_service(owner: Mapping[str, Any], cluster_name: str) -> JSON:
