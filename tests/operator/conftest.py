@@ -153,9 +153,10 @@ class Bucket:
         run: str = "v1",
         gates: bool = True,
         waiver: Json | None = None,
+        folder: str | None = None,
     ) -> ManifestReference:
         """A finished run's folder: artefacts, report, manifest."""
-        folder = f"runs/{lineage}"
+        folder = folder or f"runs/{lineage}"
         gate = GateResult(metric="intent.accuracy", value=0.95, bound=">= 0.9", n=400, passed=waiver is None)
         report = EvaluationReport(
             lineage=lineage,
@@ -208,22 +209,21 @@ class Bucket:
         digest = self.put(f"{folder}/manifest.json", data)
         return ManifestReference(uri=f"{self.uri}/{folder}/manifest.json", digest=digest)
 
-    def outcome(self, lineage: str, result: JobResult, **fields: Any) -> JobOutcome:
+    def outcome(self, told: JobConfig, result: JobResult, **fields: Any) -> JobOutcome:
         """outcome.json; for a success with the version's files."""
-        if result is JobResult.SUCCEEDED:
-            fields.setdefault("manifest", self.version(lineage))
+        lineage, folder = told.lineage, told.run_uri.removeprefix(f"{self.uri}/")
+        if result is JobResult.SUCCEEDED and "manifest" not in fields:
+            fields["manifest"] = self.version(lineage, folder=folder)
         gate = GateResult(metric="intent.accuracy", value=0.95, low=0.92, high=0.97, bound=">= 0.9", n=400, passed=True)
         fields = {"message": "done", "gates": [gate], "finished_at": timestamp(NOW)} | fields
-        outcome = JobOutcome(
-            result=result, lineage=lineage, report_uri=f"{self.uri}/runs/{lineage}/eval/report.json", **fields
-        )
-        self.put(f"runs/{lineage}/outcome.json", outcome.canonical())
+        outcome = JobOutcome(result=result, lineage=lineage, report_uri=f"{told.run_uri}/eval/report.json", **fields)
+        self.put(f"{folder}/outcome.json", outcome.canonical())
         return outcome
 
-    def progress(self, lineage: str, stage: Stage, **fields: Any) -> None:
+    def progress(self, told: JobConfig, stage: Stage, **fields: Any) -> None:
         """progress.json, updated now."""
         progress = Progress(stage=stage, updated_at=timestamp(datetime.now(UTC)), **fields)
-        self.put(f"runs/{lineage}/progress.json", progress.canonical())
+        self.put(f"{told.run_uri.removeprefix(f'{self.uri}/')}/progress.json", progress.canonical())
 
 
 @pytest.fixture

@@ -84,8 +84,8 @@ class Life:
 
     async def _train(self, job: str) -> None:
         config_map = await self.cluster.get(CONFIG_MAP, "v2-job")
-        lineage = JobConfig.model_validate_json(config_map["data"]["run.json"]).lineage
-        self.bucket.outcome(lineage, JobResult.SUCCEEDED)
+        told = JobConfig.model_validate_json(config_map["data"]["run.json"])
+        self.bucket.outcome(told, JobResult.SUCCEEDED)
         await self.cluster.status(RAY_JOB, job, RAY_STATUS["succeeded"])
 
     async def live(self) -> None:

@@ -54,14 +54,14 @@ class TestTrainingRun:
         run = await cluster.condition(TRAINING_RUN, "v1", "Reconciling", "True", "Starting")
         assert run["status"]["lineage"] == told.lineage
         await cluster.ray(RAY_JOB, "v1", "running")
-        bucket.progress(told.lineage, Stage.TRAINING, step=40, total_steps=100, loss=1.5)
+        bucket.progress(told, Stage.TRAINING, step=40, total_steps=100, loss=1.5)
 
         async def shown() -> bool:
             obj = await cluster.get(TRAINING_RUN, "v1")
             return bool(obj["status"].get("progress", {}).get("step") == 40)
 
         await cluster.until("progress in status", shown)
-        bucket.outcome(told.lineage, JobResult.SUCCEEDED)
+        bucket.outcome(told, JobResult.SUCCEEDED)
         await cluster.ray(RAY_JOB, "v1", "succeeded")
         done = await cluster.condition(TRAINING_RUN, "v1", "Ready", "True", "Succeeded")
         assert {c["type"]: c["status"] for c in done["status"]["conditions"]} == {
@@ -79,11 +79,11 @@ class TestTrainingRun:
     async def test_a_failed_gate_ends_the_run_with_its_numbers(self, cluster: Any, bucket: Any, make: Any) -> None:
         await cluster.apply(TRAINING_RUN, "bad", run_body(bucket, make))
         await cluster.exists(RAY_JOB, "bad")
-        lineage = (await cluster.told_job("bad")).lineage
+        told = await cluster.told_job("bad")
         gate = GateResult(
             metric="intent.accuracy", value=0.61, low=0.56, high=0.66, bound=">= 0.9", n=400, passed=False
         )
-        bucket.outcome(lineage, JobResult.GATE_FAILED, gates=[gate])
+        bucket.outcome(told, JobResult.GATE_FAILED, gates=[gate])
         await cluster.ray(RAY_JOB, "bad", "succeeded")
         run = await cluster.condition(TRAINING_RUN, "bad", "Stalled", "True", "GateFailed")
         message = next(c["message"] for c in run["status"]["conditions"] if c["type"] == "Evaluated")
@@ -364,8 +364,7 @@ async def test_nothing_is_written_at_rest(cluster: Any, bucket: Any, make: Any) 
     await serve_first(cluster, bucket, make)
     await cluster.apply(TRAINING_RUN, "run", run_body(bucket, make))
     await cluster.exists(RAY_JOB, "run")
-    lineage = (await cluster.told_job("run")).lineage
-    bucket.outcome(lineage, JobResult.SUCCEEDED)
+    bucket.outcome(await cluster.told_job("run"), JobResult.SUCCEEDED)
     await cluster.ray(RAY_JOB, "run", "succeeded")
     await cluster.condition(MODEL_VERSION, "run", "Verified", "True")
     await cluster.stop()
@@ -436,14 +435,14 @@ async def test_killed_at_any_moment_it_goes_on(cluster: Any, bucket: Any, make: 
     async with Process():
         await cluster.apply(TRAINING_RUN, "v1", run_body(bucket, make))
         await cluster.exists(RAY_JOB, "v1")
-    lineage = (await cluster.told_job("v1")).lineage
+    told = await cluster.told_job("v1")
     await cluster.ray(RAY_JOB, "v1", "failed", endTime="2026-01-01T00:00:00Z")
     async with Process():
         await cluster.exists(RAY_JOB, "v1-2")
     await cluster.kube.delete(CONFIG_MAP, cluster.namespace, "v1-job")
     async with Process():
-        assert (await cluster.told_job("v1")).lineage == lineage
-    bucket.outcome(lineage, JobResult.SUCCEEDED)
+        assert await cluster.told_job("v1") == told
+    bucket.outcome(told, JobResult.SUCCEEDED)
     await cluster.ray(RAY_JOB, "v1-2", "succeeded")
     async with Process():
         run = await cluster.condition(TRAINING_RUN, "v1", "Ready", "True", "Succeeded")

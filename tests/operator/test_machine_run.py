@@ -128,7 +128,7 @@ class RunLife(RuleBasedStateMachine):
         lineage = self.status.lineage
         if lineage is None:
             return
-        folder = f"gs://sluice/runs/{lineage}"
+        folder = str(self.status.run_uri)
         self.sim.artifacts.files.pop(f"{folder}/outcome.json", None)
         if result is not None:
             self._write_outcome(folder, lineage if mine else "f" * 64, result)
@@ -150,7 +150,7 @@ class RunLife(RuleBasedStateMachine):
 
     @rule(step=st.integers(0, 100))
     def job_writes_progress(self, step: int) -> None:
-        uri = f"gs://sluice/runs/{self.status.lineage}/progress.json"
+        uri = f"{self.status.run_uri}/progress.json"
         found = Progress(stage=Stage.TRAINING, step=step, total_steps=100, updated_at=timestamp(self.sim.now))
         self.sim.artifacts.files[uri] = found
 
@@ -274,7 +274,7 @@ class RunLife(RuleBasedStateMachine):
         for turn in range(CALM_LOOKS):
             lineage = self.status.lineage
             if lineage is not None:
-                self._write_outcome(f"gs://sluice/runs/{lineage}", lineage, JobResult.SUCCEEDED)
+                self._write_outcome(str(self.status.run_uri), lineage, JobResult.SUCCEEDED)
             for job in self._at_work():
                 self._move(job, "running" if turn % 2 else "succeeded")
             self.all_events_arrive()

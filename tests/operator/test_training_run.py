@@ -1,6 +1,8 @@
 """The plan of a TrainingRun, one situation after another."""
 
+import hashlib
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +18,8 @@ from sluice_operator.training_run.ray_job_state import JobPhase, RayJobState
 
 LINEAGE = "a" * 64
 INPUTS = Inputs(LINEAGE, "c0ffee")
+OWN = hashlib.sha256(b"uid-run").hexdigest()[:16]
+"""What the folder of the object with this uid is called."""
 BUDGET = "PodDisruptionBudget/run-pods"
 
 
@@ -55,7 +59,18 @@ class TestStarting:
         assert reason(made) == ("False", "Starting")
         assert after(made).attempts == 1
         config = JobConfig.model_validate_json(made.apply[0].object["data"]["run.json"])
-        assert (config.lineage, config.run_uri) == (LINEAGE, f"gs://sluice/runs/{LINEAGE}")
+        assert (config.lineage, config.run_uri) == (LINEAGE, f"gs://sluice/runs/{LINEAGE}/{OWN}")
+
+    def test_each_object_has_a_folder_of_its_own_and_keeps_what_its_job_was_told(self, make: Any) -> None:
+        def folder(uid: str, inputs: Inputs) -> str:
+            observed = Observed(status=TrainingRunStatus(), inputs=inputs)
+            made = plan(make.meta("run", uid=uid), make.run_spec(), observed, make.settings(), make.now)
+            assert after(made).run_uri is not None
+            return str(after(made).run_uri)
+
+        assert folder("one", INPUTS) == folder("one", INPUTS) != folder("two", INPUTS)
+        told = replace(INPUTS, run_uri="gs://sluice/runs/of-an-older-operator")
+        assert folder("one", told) == told.run_uri
 
     def test_one_cpu_worker_trains_in_the_head_pod(self, make: Any) -> None:
         made = decide(make, Observed(status=TrainingRunStatus(), inputs=INPUTS))
@@ -242,7 +257,8 @@ class TestFailing:
 class TestEnding:
     def success(self, bucket: Any) -> Observed:
         reference = bucket.version(LINEAGE)
-        outcome = bucket.outcome(LINEAGE, JobResult.SUCCEEDED, manifest=reference)
+        told = JobConfig.model_construct(lineage=LINEAGE, run_uri=f"{bucket.uri}/runs/{LINEAGE}")
+        outcome = bucket.outcome(told, JobResult.SUCCEEDED, manifest=reference)
         manifest = Manifest.model_validate_json((bucket.root / f"runs/{LINEAGE}/manifest.json").read_bytes())
         return Observed(
             status=status(),

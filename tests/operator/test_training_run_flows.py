@@ -101,7 +101,7 @@ async def test_suspended_resumed_preempted_done_and_cleared_away(cluster: Any, b
         return bool((await cluster.get(TRAINING_RUN, "v1"))["status"]["preemptions"] == 1)
 
     await cluster.until("a preemption", preempted)
-    bucket.outcome((await cluster.told_job("v1")).lineage, JobResult.SUCCEEDED)
+    bucket.outcome(await cluster.told_job("v1"), JobResult.SUCCEEDED)
     await cluster.ray(RAY_JOB, "v1", "succeeded", **entry_point(20, "j-2"))
     done = await cluster.condition(TRAINING_RUN, "v1", "Ready", "True", "Succeeded")
     assert (done["status"]["failures"], done["status"]["attempts"]) == (0, 1)

@@ -103,7 +103,7 @@ def make_job(small_dataset: Written, store: str) -> JobMaker:
             namespace="team",
             lineage=lineage,
             git_sha="0" * 40,
-            run_uri=f"{store}/runs/{lineage}",
+            run_uri=f"{store}/runs/{lineage}/0123456789abcdef",
             base_manifest=version,
             baseline_manifest=baseline,
             spec=parsed,

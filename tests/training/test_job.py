@@ -96,6 +96,47 @@ def test_a_failed_gate_ends_the_job_with_the_numbers_and_a_waiver_lets_it_on(mak
     assert manifest.evaluation.waiver.approved_by == "release manager"
 
 
+def test_runs_with_equal_inputs_share_the_training_and_write_over_nothing(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_job()
+    first = here(config)
+    assert first.manifest is not None
+    before = {p: p.read_bytes() for p in folder(config).rglob("*") if p.is_file()}
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("trained once more")
+
+    monkeypatch.setattr(run_module, "_train", never)
+    again = with_evaluation(config, gates=[{"metric": "intent.accuracy", "min": 0.0}])
+    parent = config.run_uri.rpartition("/")[0]
+    again = again.model_copy(update={"name": "again", "run_uri": f"{parent}/fedcba9876543210"})
+    second = here(again)
+    assert second.manifest is not None
+    one, two = (Manifest.model_validate_json(read_bytes(m.uri, m.digest)) for m in (first.manifest, second.manifest))
+    assert (one.training_run, two.training_run) == ("run", "again")
+    assert [a.sha256 for a in one.served()] == [a.sha256 for a in two.served()]
+    assert [a.sha256 for a in one.device()] == [a.sha256 for a in two.device()]
+    assert {p: p.read_bytes() for p in folder(config).rglob("*") if p.is_file()} == before
+
+
+def test_a_training_that_was_altered_or_is_of_another_recipe_is_not_taken_over(make_job: MakeJob) -> None:
+    config = make_job()
+    markers = Markers(config.run_uri)
+    marker = markers.write("train", sha256(b"1"), [markers.put("export/a", b"a"), markers.put("export/b", b"b")])
+    parent = config.run_uri.rpartition("/")[0]
+    other = Markers(f"{parent}/fedcba9876543210")
+    assert other.adopt("train", sha256(b"2"), config.lineage) is None
+    assert Markers(f"{parent}-2/x").adopt("train", sha256(b"1"), config.lineage) is None
+    assert other.adopt("train", sha256(b"1"), config.lineage) == marker
+    assert other.done("train", sha256(b"1")) == marker
+    (folder(config) / "export/a").write_bytes(b"altered")
+    third = Markers(f"{parent}/0000000000000000")
+    assert third.adopt("train", sha256(b"1"), config.lineage) == marker, "from the second, which is whole"
+    (folder(config).parent / "fedcba9876543210/export/b").unlink()
+    assert Markers(f"{parent}/1111").adopt("train", sha256(b"1"), config.lineage) == marker, "from the third"
+
+
 def test_a_waiver_of_gates_that_hold_is_not_used(make_job: MakeJob) -> None:
     gates = [{"metric": "intent.accuracy", "min": 0.0}]
     outcome = here(make_job(evaluation={"gates": gates, "waiver": WAIVER}))

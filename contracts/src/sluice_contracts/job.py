@@ -26,7 +26,7 @@ class JobConfig(Contract):
     lineage: ShortText
     git_sha: ShortText
     run_uri: Uri
-    """`…/runs/<lineage>`, without a trailing slash."""
+    """`…/runs/<lineage>/<digits of the run>`, without a trailing slash."""
     base_manifest: ManifestReference | None = None
     """Manifest of the version to fine-tune, when the base is a ModelVersion."""
     baseline_manifest: ManifestReference | None = None

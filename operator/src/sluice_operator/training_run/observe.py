@@ -1,5 +1,6 @@
 """What is known of a run right now: its attempts, its inputs, what the job wrote into its folder."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,9 @@ from sluice_operator.plan import Meta, Object
 from sluice_operator.settings import Settings
 from sluice_operator.training_run.ray_job_state import JobPhase, RayJobState, read_ray_job
 
+OWN_DIGITS = 16
+"""Hexadecimal digits by which the folders of one lineage differ."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -37,6 +41,8 @@ class Inputs:
     git_sha: str
     base_manifest: ManifestReference | None = None
     baseline_manifest: ManifestReference | None = None
+    run_uri: str | None = None
+    """The folder its job was told; None before that: see `run_uri`."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,17 @@ class Observed:
     """Whether the run's pods are held back from eviction."""
 
 
-def run_uri(spec: TrainingRunSpec, lineage: str, settings: Settings) -> str:
-    """The run's folder."""
-    return join(spec.storage_uri or settings.storage_uri, "runs", lineage)
+def run_uri(meta: Meta, spec: TrainingRunSpec, inputs: Inputs, settings: Settings) -> str:
+    """The run's folder: its own, below that of its lineage.
+
+    Runs with equal inputs have one lineage, and would otherwise write over each other's reports and manifest, whose
+    digests others hold. It is the object's and not its name's, for the same reason: a run that is applied again may be
+    judged by other gates, while a version of the first one is served.
+    """
+    if inputs.run_uri is not None:
+        return inputs.run_uri
+    own = hashlib.sha256(meta.uid.encode()).hexdigest()[:OWN_DIGITS]
+    return join(spec.storage_uri or settings.storage_uri, "runs", inputs.lineage, own)
 
 
 async def observe(
@@ -79,7 +93,7 @@ async def observe(
     if isinstance(inputs, Problem) or not jobs:
         return observed
 
-    folder = run_uri(spec, inputs.lineage, settings)
+    folder = run_uri(meta, spec, inputs, settings)
     newest = jobs[-1]
     progress, outcome, manifest = None, None, None
     if newest.phase is JobPhase.RUNNING:
@@ -104,14 +118,14 @@ async def _inputs(
     the meantime, must not turn a running job into another one."""
     told = _job_config(cache.get(CONFIG_MAP, meta.namespace, config_map_name(meta.name)))
     if told is not None and status.lineage in (None, told.lineage):
-        return Inputs(told.lineage, told.git_sha, told.base_manifest, told.baseline_manifest)
+        return Inputs(told.lineage, told.git_sha, told.base_manifest, told.baseline_manifest, told.run_uri)
     base = _base(spec, meta.namespace, cache)
     if isinstance(base, Problem):
         return base
     digest, base_manifest = base
     baseline = _baseline(spec, meta.namespace, cache)
     if status.lineage is not None:
-        return Inputs(status.lineage, settings.git_sha, base_manifest, baseline)
+        return Inputs(status.lineage, settings.git_sha, base_manifest, baseline, status.run_uri)
     dataset = await artifacts.parsed(DatasetManifest, join(spec.dataset.uri, MANIFEST_FILE), spec.dataset.digest)
     if isinstance(dataset, Problem):
         field_ = "spec.dataset.digest" if dataset.reason == "DigestMismatch" else "spec.dataset.uri"

@@ -85,7 +85,7 @@ class _Planner:
         if isinstance(inputs, Problem):
             return self._problem(inputs)
         self.status.lineage = inputs.lineage
-        self.status.run_uri = run_uri(self.spec, inputs.lineage, self.settings)
+        self.status.run_uri = run_uri(self.meta, self.spec, inputs, self.settings)
         attempt = self._attempt()
         self.status.attempts = attempt.number
         ended = attempt.number if attempt.over else max(0, attempt.number - 1)
@@ -389,7 +389,7 @@ class _Planner:
             namespace=self.meta.namespace,
             lineage=inputs.lineage,
             git_sha=inputs.git_sha,
-            run_uri=run_uri(self.spec, inputs.lineage, self.settings),
+            run_uri=run_uri(self.meta, self.spec, inputs, self.settings),
             base_manifest=inputs.base_manifest,
             baseline_manifest=inputs.baseline_manifest,
             spec=self.spec,

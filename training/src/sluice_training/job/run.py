@@ -71,6 +71,8 @@ def _stages(config: JobConfig, on_ray: bool) -> _Ending:
     training = training_identity(config, inputs)
     trained = markers.done(train_stage.STAGE, training)
     if trained is None:
+        trained = markers.adopt(train_stage.STAGE, training, config.lineage)
+    if trained is None:
         trained = _train(config, inputs, training, on_ray)
 
     with (

@@ -1,10 +1,13 @@
 """Markers: which stage of a run is done, for which inputs, with which files.
 
 A marker counts only if it was written for the same inputs and its files still have their bytes; else the stage is done
-again. Two runs with one lineage share a folder, so a marker of other gates or limits must not be believed.
+again. Each run has a folder of its own, `<lineage>/<run>`; a training that another run of the lineage has finished is
+copied, not repeated: equal inputs, equal bytes.
 """
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import ValidationError
 from sluice_contracts.base import Contract, Digest, RelativePath, sha256
@@ -50,6 +53,31 @@ class Markers:
         marker = Marker(inputs=inputs, files=files)
         open_store(self.run_uri).write(f"stages/{name}.json", marker.canonical())
         return marker
+
+    def adopt(self, name: str, inputs: str, lineage: str) -> Marker | None:
+        """The stage as another run of the lineage has done it for these inputs, copied into this run's folder; None
+        where there is none that is whole, or one goes away meanwhile. Raises StorageError."""
+        parent, _, mine = self.run_uri.rpartition("/")
+        if parent.rpartition("/")[2] != lineage:
+            return None
+        others = {key.split("/", 1)[0] for key in open_store(parent).list() if key.endswith(f"/stages/{name}.json")}
+        for other in sorted(others - {mine}):
+            try:
+                found = Markers(f"{parent}/{other}").done(name, inputs)
+                if found is not None:
+                    self._copy(f"{parent}/{other}", found)
+                    return self.write(name, inputs, found.files)
+            except NotFoundError:
+                continue
+        return None
+
+    def _copy(self, uri: str, marker: Marker) -> None:
+        with tempfile.TemporaryDirectory(prefix="sluice-adopt-") as folder:
+            for file in marker.files:
+                path = Path(folder) / Path(file.path).name
+                open_store(uri).download(file.path, path)
+                open_store(self.run_uri).upload(path, file.path)
+                path.unlink()
 
     def put(self, path: str, data: bytes) -> StageFile:
         """Write one of the run's files. Raises StorageError."""
