@@ -11,6 +11,7 @@ from sluice_operator.children.hardware import quantity
 from sluice_operator.children.metadata import short_name
 from sluice_operator.children.pods import overlay
 from sluice_operator.children.rayservice import Version, ray_service
+from sluice_operator.children.routes import routing_table
 from sluice_operator.settings import SettingsError, from_environment
 
 
@@ -93,6 +94,19 @@ def test_every_pod_is_restricted_and_no_secret_is_in_an_argument(make: Any) -> N
     assert env["SLUICE_DATABASE_URL_FILE"] == "/etc/sluice/database/url"
     assert env["SLUICE_ROUTES_CONFIGMAP"] == "support/chat-routes"
     assert "secretKeyRef" not in json.dumps(deployment)
+
+
+def test_a_cache_reaches_the_gateways_with_the_memory_it_needs(make: Any) -> None:
+    keys = {"auth": {"secretRef": {"name": "keys"}}}
+    for cache, route, memory in (
+        ({}, None, "512Mi"),
+        ({"maxEntries": 50, "maxMegabytes": 100, "ttl": "90s"}, (50, 100 << 20, 90), "612Mi"),
+    ):
+        spec = make.pool_spec(gateway=keys | {"cache": cache})
+        told = routing_table(make.meta("chat"), spec, [], "").cache
+        assert (told and (told.max_entries, told.max_bytes, told.ttl_seconds)) == route
+        pod = gateway_objects(make.meta("chat"), spec, make.settings())[-1][1]["spec"]["template"]["spec"]
+        assert pod["containers"][0]["resources"]["limits"] == {"memory": memory}
 
 
 class TestSettings:

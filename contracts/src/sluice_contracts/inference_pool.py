@@ -259,11 +259,17 @@ class Fallback(Contract):
 
 
 class Cache(Contract):
-    """Exact answers kept for repeated requests with temperature 0."""
+    """Answers that each gateway keeps in memory for requests that come again word for word: embeddings, and answers
+    asked for with temperature 0. Apart by tenant and by the model's digest; `Cache-Control: no-store` or `no-cache`
+    goes round it."""
 
-    model_config = cel(("self.maxEntries == 0", "gateway.cache is not built yet: leave maxEntries at 0"))
+    model_config = cel(("self.ttl.matches('[1-9]')", "gateway.cache.ttl must be above 0, such as 1h"))
 
     max_entries: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """0: nothing is kept."""
+    max_megabytes: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Of the gateway's memory, in each replica."""
+    ttl: Duration = "1h"
 
 
 class ParentReference(Contract):

@@ -82,6 +82,14 @@ class Waking(Contract):
     """What waking is believed to take, until the gateway has seen it."""
 
 
+class CacheRoute(Contract):
+    """Bounds of the answers a gateway keeps for requests that come again."""
+
+    max_entries: Annotated[int, Field(ge=1)]
+    max_bytes: Annotated[int, Field(ge=1)] = 64 << 20
+    ttl_seconds: Annotated[float, Field(gt=0)] = 3600
+
+
 class RoutingTable(Contract):
     """Backends and their weights. Weights sum to 100 unless there is no backend."""
 
@@ -97,6 +105,7 @@ class RoutingTable(Contract):
     backends: Annotated[list[Backend], Field(max_length=3)] = []
     fallback_template: Annotated[str, StringConstraints(max_length=2048)] | None = None
     mirror: MirrorRoute | None = None
+    cache: CacheRoute | None = None
 
     @model_validator(mode="after")
     def _weights_sum_to_100(self) -> Self:

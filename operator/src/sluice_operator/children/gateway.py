@@ -149,6 +149,8 @@ def _deployment(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> dict
         env["SLUICE_JUDGE_TOKEN_FILE"] = f"{JUDGE}/{judge.token_secret_ref.key}"
         mounts.append({"name": "judge", "mountPath": JUDGE, "readOnly": True})
         volumes.append({"name": "judge", "secret": {"secretName": judge.token_secret_ref.name}})
+    cache = spec.gateway.cache
+    kept = cache.max_megabytes if cache.max_entries else 0
     main = container(
         "gateway",
         settings.images.gateway,
@@ -163,7 +165,7 @@ def _deployment(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> dict
         readinessProbe=_probe("/readyz", period=2, failures=3),
         livenessProbe=_probe("/healthz", period=10, failures=6),
         startupProbe=_probe("/healthz", period=1, failures=120),
-        resources={"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        resources={"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": f"{512 + kept}Mi"}},
     )
     fields = {"serviceAccountName": gateway_name(meta.name), "automountServiceAccountToken": True}
     pod = {"metadata": {"labels": label}, "spec": pod_spec(settings, [main], volumes, **fields)}

@@ -8,7 +8,16 @@ from pydantic import ValidationError
 from sluice_contracts.base import seconds
 from sluice_contracts.inference_pool import InferencePoolSpec, ServedVersion
 from sluice_contracts.names import LABEL_POOL
-from sluice_contracts.routing import ROUTES_KEY, Backend, JudgeRoute, MirrorRoute, Price, RoutingLimits, RoutingTable
+from sluice_contracts.routing import (
+    ROUTES_KEY,
+    Backend,
+    CacheRoute,
+    JudgeRoute,
+    MirrorRoute,
+    Price,
+    RoutingLimits,
+    RoutingTable,
+)
 
 from sluice_operator.children.hardware import HardwareError
 from sluice_operator.children.metadata import child, labels
@@ -64,6 +73,18 @@ def mirror_route(spec: InferencePoolSpec, candidate: ServedVersion) -> MirrorRou
     )
 
 
+def cache_route(spec: InferencePoolSpec) -> CacheRoute | None:
+    """Bounds of each gateway's kept answers; None if none are kept."""
+    cache = spec.gateway.cache
+    if cache.max_entries == 0:
+        return None
+    return CacheRoute(
+        max_entries=cache.max_entries,
+        max_bytes=cache.max_megabytes << 20,
+        ttl_seconds=max(SHORTEST_SECONDS, seconds(cache.ttl)),
+    )
+
+
 def routing_table(
     meta: Meta, spec: InferencePoolSpec, backends: list[Backend], window: str, mirror: MirrorRoute | None = None
 ) -> RoutingTable:
@@ -86,6 +107,7 @@ def routing_table(
         backends=backends,
         fallback_template=spec.gateway.fallback.template,
         mirror=mirror,
+        cache=cache_route(spec),
     )
 
 

@@ -1,0 +1,189 @@
+"""Answers kept for requests that come again, word for word. In this process's memory, bounded in number and in bytes.
+
+Only what must come out the same twice is kept: embeddings, and answers asked for with temperature 0. The key covers
+everything the answer depends on: the tenant (nobody is ever answered from another tenant's words), the model's files by
+their digest, the endpoint, and the request as the engine would get it, in one spelling.
+"""
+
+import hashlib
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sluice_contracts.routing import Backend, CacheRoute
+from starlette.types import Message, Send
+
+from sluice_serving.gateway.completion import Completion
+
+FINISHED = frozenset({"stop", "length", "tool_calls"})
+"""Ends of an answer that is whole. Aborted and failed ones are never kept."""
+ENTRY_OVERHEAD = 512
+"""What an entry costs beside its bytes, roughly: key, figures, places in the table."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An answer as it went out, and what it took to make it."""
+
+    body: bytes
+    content_type: bytes
+    prompt_tokens: int | None
+    output_tokens: int | None
+    finish_reason: str | None
+
+    @property
+    def size(self) -> int:
+        """What it counts towards the bound, in bytes."""
+        return len(self.body) + ENTRY_OVERHEAD
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the client's Cache-Control says of this request."""
+
+    read: bool = True
+    write: bool = True
+
+
+def read_wish(cache_control: str) -> Wish:
+    """`no-cache` asks for a fresh answer (that is then kept), `no-store` for one that leaves no trace here."""
+    words = {word.strip().partition("=")[0].lower() for word in cache_control.split(",")}
+    return Wish(read=not words & {"no-cache", "no-store"}, write="no-store" not in words)
+
+
+def repeatable(completion: Completion) -> bool:
+    """Whether the engine would give the same answer again: greedy decoding, or no decoding at all."""
+    if completion.kind == "embeddings":
+        return True
+    request: dict[str, Any] = json.loads(completion.body)
+    temperature = request.get("temperature")
+    # `is not True`: JSON's false equals 0 in Python.
+    return isinstance(temperature, int | float) and not isinstance(temperature, bool) and temperature == 0
+
+
+def cache_key(tenant: str, manifest_digest: str, completion: Completion) -> bytes:
+    """32 bytes. Two requests share a key only if nothing but the order of their fields differs."""
+    request = json.loads(completion.body)
+    canonical = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    digest = hashlib.sha256()
+    # Whether the client wants token counts changes what it gets, and not what the engine gets.
+    for part in (tenant.encode(), manifest_digest.encode(), completion.path.encode(),
+                 b"usage" if completion.usage_wanted else b"", canonical):  # fmt: skip
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
+
+
+class ResponseCache:
+    """The least recently used answer goes first; one that is too old goes when it is met."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._rules: CacheRoute | None = None
+        self._kept: OrderedDict[bytes, tuple[float, Kept]] = OrderedDict()
+        self.bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self.bypassed = 0
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is kept at all."""
+        return self._rules is not None
+
+    def follow(self, rules: CacheRoute | None) -> None:
+        """Put new bounds in force; what does not fit them any more goes at once."""
+        self._rules = rules
+        if rules is None:
+            self._kept.clear()
+            self.bytes = 0
+        else:
+            self._shrink(rules)
+
+    def get(self, key: bytes) -> Kept | None:
+        """The answer kept under `key`, counted as a hit, or None, counted as a miss."""
+        found = self._kept.get(key)
+        if found is None or self._rules is None or self._now() - found[0] > self._rules.ttl_seconds:
+            if found is not None:
+                self._drop(key)
+            self.misses += 1
+            return None
+        self._kept.move_to_end(key)
+        self.hits += 1
+        return found[1]
+
+    def put(self, key: bytes, answer: Kept) -> None:
+        """Keep a whole answer, unless it alone is larger than an eighth of the bound."""
+        rules = self._rules
+        if rules is None or answer.finish_reason not in {None, *FINISHED} or answer.size > rules.max_bytes // 8:
+            return
+        if key in self._kept:
+            self._drop(key)
+        self._kept[key] = (self._now(), answer)
+        self.bytes += answer.size
+        self._shrink(rules)
+
+    def _shrink(self, rules: CacheRoute) -> None:
+        while self._kept and (len(self._kept) > rules.max_entries or self.bytes > rules.max_bytes):
+            self._drop(next(iter(self._kept)))
+            self.evicted += 1
+
+    def _drop(self, key: bytes) -> None:
+        self.bytes -= self._kept.pop(key)[1].size
+
+    def begin(self, tenant: str, completion: Completion, cache_control: str) -> "Lookup | None":
+        """What to do with this request. None: nothing is kept, or nothing of its kind."""
+        if self._rules is None or not repeatable(completion):
+            return None
+        return Lookup(self, tenant, completion, read_wish(cache_control), self._rules.max_bytes // 8)
+
+
+class Lookup:
+    """One request's dealings with the cache."""
+
+    def __init__(self, cache: ResponseCache, tenant: str, completion: Completion, wish: Wish, largest: int) -> None:
+        self.word = "miss" if wish.read else "bypass"
+        """What the client is told: hit, miss or bypass."""
+        self._cache = cache
+        self._tenant = tenant
+        self._completion = completion
+        self._wish = wish
+        self._largest = largest
+        self._key = b""
+        self._copy = bytearray()
+
+    def find(self, backend: Backend) -> Kept | None:
+        """The answer of this version's files, if it is kept and may be given."""
+        self._key = cache_key(self._tenant, backend.manifest_digest, self._completion)
+        if not self._wish.read:
+            self._cache.bypassed += 1
+            return None
+        found = self._cache.get(self._key)
+        self.word = "hit" if found else "miss"
+        return found
+
+    def copying(self, send: Send) -> Send:
+        """`send`, with a copy kept of what goes out through it."""
+        if not self._wish.write:
+            return send
+        self._copy.clear()
+
+        async def copying(message: Message) -> None:
+            if message["type"] == "http.response.body" and len(self._copy) <= self._largest:
+                self._copy.extend(message.get("body", b""))
+            await send(message)
+
+        return copying
+
+    def keep(self, prompt_tokens: int | None, output_tokens: int | None, finish_reason: str | None) -> None:
+        """The answer that went out is whole: the next one may have it."""
+        if self._wish.write:
+            kind = b"text/event-stream" if self._completion.stream else b"application/json"
+            self._cache.put(self._key, Kept(bytes(self._copy), kind, prompt_tokens, output_tokens, finish_reason))
