@@ -16,7 +16,7 @@ from types import ModuleType
 import httpx
 import openai
 import pytest
-from sluice_contracts.routing import Backend, RoutingTable
+from sluice_contracts.routing import Backend, RoutingLimits, RoutingTable
 from sluice_devcluster.ports import free_ports
 
 HERE = Path(__file__).parent
@@ -47,31 +47,56 @@ def upstream() -> Iterator[object]:
         yield running
 
 
+class GatewayCommand:
+    """`sluice-gateway` before the stand-in: its settings, ports and files."""
+
+    def __init__(self, folder: Path, upstream, drain_delay: float = 0.0) -> None:
+        (folder / "keys").mkdir(parents=True)
+        (folder / "keys" / "acme").write_text("sha256:" + hashlib.sha256(KEY.encode()).hexdigest())
+        digest = "sha256:" + "0" * 64
+        backend = Backend(model_version="v1", lineage="l", manifest_digest=digest, url=upstream.url, weight=100)
+        limits = RoutingLimits(in_flight_per_replica=64)
+        table = RoutingTable(pool="pool", namespace="ns", model=upstreams.MODEL, backends=[backend], limits=limits)
+        (folder / "routes.json").write_bytes(table.canonical())
+        port, internal = free_ports(2)
+        self.url, self.internal = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{internal}"
+        self.log = folder / "log"
+        self.environment = {
+            **os.environ,
+            "SLUICE_KEYS_DIR": str(folder / "keys"),
+            "SLUICE_ROUTES_FILE": str(folder / "routes.json"),
+            "SLUICE_DATABASE_URL": f"sqlite:///{folder}/interactions.db",
+            "SLUICE_SPOOL_DIR": str(folder / "spool"),
+            "SLUICE_HOST": "127.0.0.1",
+            "SLUICE_PORT": str(port),
+            "SLUICE_INTERNAL_PORT": str(internal),
+            "SLUICE_DRAIN_DELAY_SECONDS": str(drain_delay),
+        }
+
+    @contextmanager
+    def running(self) -> Iterator["subprocess.Popen[bytes]"]:
+        with process([str(Path(sys.executable).parent / "sluice-gateway")], self.environment, self.log) as running:
+            yield running
+
+    @contextmanager
+    def ready(self) -> Iterator["subprocess.Popen[bytes]"]:
+        with self.running() as running:
+            wait_for(f"{self.internal}/readyz", running, self.log)
+            yield running
+
+
 @pytest.fixture(scope="session")
 def gateway_api(upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """`sluice-gateway` before the stand-in."""
-    folder = tmp_path_factory.mktemp("gateway")
-    (folder / "keys").mkdir()
-    (folder / "keys" / "acme").write_text("sha256:" + hashlib.sha256(KEY.encode()).hexdigest())
-    digest = "sha256:" + "0" * 64
-    backend = Backend(model_version="v1", lineage="l", manifest_digest=digest, url=upstream.url, weight=100)
-    table = RoutingTable(pool="pool", namespace="ns", model=upstreams.MODEL, backends=[backend])
-    (folder / "routes.json").write_bytes(table.canonical())
-    port, internal = free_ports(2)
-    environment = {
-        **os.environ,
-        "SLUICE_KEYS_DIR": str(folder / "keys"),
-        "SLUICE_ROUTES_FILE": str(folder / "routes.json"),
-        "SLUICE_DATABASE_URL": f"sqlite:///{folder}/interactions.db",
-        "SLUICE_SPOOL_DIR": str(folder / "spool"),
-        "SLUICE_HOST": "127.0.0.1",
-        "SLUICE_PORT": str(port),
-        "SLUICE_INTERNAL_PORT": str(internal),
-        "SLUICE_DRAIN_DELAY_SECONDS": "0",
-    }
-    with process([str(Path(sys.executable).parent / "sluice-gateway")], environment, folder / "log") as running:
-        wait_for(f"http://127.0.0.1:{internal}/readyz", running, folder / "log")
-        yield api(f"http://127.0.0.1:{port}/v1", KEY, upstreams.MODEL)
+    command = GatewayCommand(tmp_path_factory.mktemp("gateway") / "one", upstream)
+    with command.ready():
+        yield api(f"{command.url}/v1", KEY, upstreams.MODEL)
+
+
+@pytest.fixture
+def gateway_command(upstream, tmp_path: Path):
+    """Makes gateways that a test starts and stops itself."""
+    return lambda name, **more: GatewayCommand(tmp_path / name, upstream, **more)
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +139,8 @@ def process(command: list[str], environment: dict[str, str], log: Path) -> Itera
     try:
         yield running
     finally:
-        running.terminate()
+        if running.poll() is None:
+            running.terminate()
         try:
             running.wait(30)
         except subprocess.TimeoutExpired:

@@ -88,9 +88,11 @@ def _no_constant(name: str) -> None:
 
 def _encoded(request: dict[str, Any]) -> bytes:
     try:
-        return json.dumps(request, ensure_ascii=False).encode()
+        return json.dumps(request, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:  # half of a surrogate pair: would fail in the tokenizer, as if the model were at fault
         raise ApiError(400, "The body holds text that is not valid Unicode.", code="invalid_unicode") from None
+    except ValueError:
+        raise ApiError(400, "The body holds a number that is out of range.", code="invalid_value") from None
 
 
 def _check_model(named: object, model: str) -> None:
