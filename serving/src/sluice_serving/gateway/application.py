@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sluice_serving.gateway.asgi import closing, send_body, send_start
 from sluice_serving.gateway.completion import PATHS, Kind
+from sluice_serving.gateway.data_api import DataApi, serves
+from sluice_serving.gateway.data_metrics import DataMetrics
 from sluice_serving.gateway.errors import ApiError
 from sluice_serving.gateway.metrics import MetricsCollector
 from sluice_serving.gateway.service import Gateway
@@ -27,6 +29,7 @@ class Api:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
+        self.data = DataApi(gateway.accounting, gateway.interactions.database)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -45,6 +48,8 @@ class Api:
             elif path == "/v1/models" or path.startswith("/v1/models/"):
                 _only(scope, "GET")
                 await _send_json(send, 200, await self._models(scope, path.removeprefix("/v1/models").strip("/")))
+            elif serves(path):
+                await self.data(scope, receive, send)
             elif path.startswith("/v1/responses/"):
                 raise ApiError(404, "Responses are not stored here, so that none can be found, cancelled or deleted.",
                                code="response_not_found")  # fmt: skip
@@ -92,6 +97,7 @@ def internal_app(gateway: Gateway) -> ASGIApp:
     registry = CollectorRegistry()
     collector = MetricsCollector(gateway.observations)
     registry.register(collector)
+    registry.register(DataMetrics(gateway.accounting))
     registry.register(gateway.holding)
 
     async def healthz(_: Request) -> Response:

@@ -5,6 +5,7 @@ Both take the same SQL. Their ways to fail come out as two: the database is away
 """
 
 import asyncio
+import logging
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -17,6 +18,9 @@ from urllib.parse import unquote
 import aiosqlite
 import asyncpg
 
+# Its debug log repeats every argument, and so what users say.
+logging.getLogger("aiosqlite").setLevel(logging.INFO)
+
 CONNECT_SECONDS = 10.0
 COMMAND_SECONDS = 30.0
 BUSY_SECONDS = 5.0
@@ -27,7 +31,8 @@ SCHEMA = {
     "ai_interactions": """CREATE TABLE ai_interactions (
   id TEXT PRIMARY KEY, time {time} NOT NULL, tenant TEXT NOT NULL, pseudonym TEXT, model TEXT NOT NULL, version TEXT,
   lineage TEXT, context_reference TEXT, prompt_tokens INTEGER, output_tokens INTEGER, ttft DOUBLE PRECISION,
-  latency DOUBLE PRECISION NOT NULL, finish_reason TEXT, route TEXT NOT NULL, outcome TEXT NOT NULL)""",
+  latency DOUBLE PRECISION NOT NULL, finish_reason TEXT, route TEXT NOT NULL, outcome TEXT NOT NULL,
+  cost DOUBLE PRECISION)""",
     "ai_interactions_time": "CREATE INDEX ai_interactions_time ON ai_interactions (time)",
     "ai_interactions_user": "CREATE INDEX ai_interactions_user ON ai_interactions (tenant, pseudonym, time, id)",
     # Apart, so that rights and backups can treat it otherwise; filled only for tenants that asked for it.
@@ -49,6 +54,8 @@ SCHEMA = {
     "ai_budgets_starts": "CREATE INDEX ai_budgets_starts ON ai_budgets (starts)",
 }  # fmt: skip
 """Every table and index by name. `{time}` is the back end's type for moments."""
+ADDED = (("ai_interactions", "cost", "DOUBLE PRECISION"),)
+"""Columns that tables made by earlier versions lack: table, column, type."""
 
 
 class DatabaseDown(Exception):
@@ -145,6 +152,10 @@ class SqliteDatabase:
                 for statement in SCHEMA.values():
                     made = statement.format(time="TEXT")
                     await connection.execute(re.sub(r"^CREATE (TABLE|INDEX)", r"CREATE \1 IF NOT EXISTS", made))
+                for table, column, kind in ADDED:
+                    async with connection.execute(f"SELECT name FROM pragma_table_info('{table}')") as names:
+                        if all(name != column for (name,) in await names.fetchall()):
+                            await connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
             except BaseException:
                 await connection.close()
                 raise
@@ -240,6 +251,10 @@ class PostgresDatabase:
             for name, statement in SCHEMA.items():
                 if await connection.fetchval("SELECT to_regclass($1) IS NULL", name):
                     await connection.execute(statement.format(time="TIMESTAMPTZ"))
+            for table, column, kind in ADDED:
+                known = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = $2"
+                if not await connection.fetchval(known, table, column):
+                    await connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
 
     async def close(self) -> None:
         async with self._turn:

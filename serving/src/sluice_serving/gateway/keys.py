@@ -43,13 +43,11 @@ class KeyStore:
         folder: Path,
         *,
         plain_keys: bool = True,
-        priced: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder = folder
         self.tenants: dict[str, TenantFile] = {}
         self._plain_keys = plain_keys
-        self._priced = priced
         self._clock = clock
         self._held: dict[bytes, _Held] = {}
         self._signature: object = None
@@ -103,7 +101,6 @@ class KeyStore:
         for name, data in contents.items():
             try:
                 tenants[name], plain = read_tenant(name, data, plain_keys=self._plain_keys)
-                self._check_prices(tenants[name])
             except TenantFileError as error:
                 tenants.pop(name, None)
                 known = self.tenants.get(name) if data.strip() else None
@@ -116,10 +113,6 @@ class KeyStore:
                 logger.warning("the key of tenant %s lies in plain text; store its sha256: digest instead", name)
         self.tenants = tenants
         self._held = self._index(tenants)
-
-    def _check_prices(self, tenant: TenantFile) -> None:
-        if not self._priced and any(b.money is not None for b in tenant.all_budgets):
-            raise TenantFileError("a budget of money needs prices: set the pool's gateway.prices")
 
     def _index(self, tenants: dict[str, TenantFile]) -> dict[bytes, _Held]:
         held: dict[bytes, _Held] = {}

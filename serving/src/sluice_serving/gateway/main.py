@@ -14,10 +14,15 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from sluice_serving.gateway.accounting import Accounting
 from sluice_serving.gateway.application import Api, internal_app
+from sluice_serving.gateway.budgets import BudgetLedger
+from sluice_serving.gateway.contexts import ContextStore
 from sluice_serving.gateway.database import open_database
 from sluice_serving.gateway.interactions import InteractionLog
+from sluice_serving.gateway.jwt import TokenVerifier
 from sluice_serving.gateway.keys import KeyStore
+from sluice_serving.gateway.pseudonyms import pseudonym_key
 from sluice_serving.gateway.routes import ConfigMapWatch, follow_file
 from sluice_serving.gateway.service import Gateway
 from sluice_serving.gateway.settings import Settings, SettingsError, read_settings
@@ -65,22 +70,29 @@ def main() -> None:
         sys.exit(2)
     try:
         uvloop.run(serve(settings))
+    except SettingsError as error:
+        print(f"sluice-gateway: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
     except OSError as error:
         print(f"sluice-gateway: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
 
 
 def build_gateway(settings: Settings) -> Gateway:
-    """The gateway with its parts, nothing started yet. Raises OSError if the pseudonym key cannot be read."""
-    keys = KeyStore(settings.keys_dir, plain_keys=settings.plain_keys)
+    """The gateway with its parts, nothing started yet. Raises SettingsError, OSError."""
     database = open_database(settings.database_url)
-    file = settings.pseudonym_key_file
-    fixed = file.read_bytes().strip() if file else None
+    spool = Spool(settings.spool, settings.spool_bytes)
+    accounting = Accounting(
+        keys=KeyStore(settings.keys_dir, plain_keys=settings.plain_keys),
+        interactions=InteractionLog(database, spool, settings.retention_seconds),
+        budgets=BudgetLedger(database, replicas=settings.replicas),
+        contexts=ContextStore(database, settings.contexts_per_tenant),
+        pseudonym_key=pseudonym_key(settings),
+        tokens=TokenVerifier(settings.jwt) if settings.jwt else None,
+    )
     return Gateway(
-        keys=keys,
+        accounting=accounting,
         upstream=Upstream(settings.request_timeout),
-        interactions=InteractionLog(database, Spool(settings.spool, settings.spool_bytes), settings.retention_seconds),
-        pseudonym_key=(lambda: fixed) if fixed else keys.fingerprint,
         request_timeout=settings.request_timeout,
         probe_seconds=settings.probe_seconds,
         judge_token_file=settings.judge_token_file,
@@ -103,8 +115,11 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
     await gateway.upstream.open()
     background = [
         asyncio.create_task(_forever("keys", gateway.keys.watch())),
+        asyncio.create_task(_forever("budgets", gateway.accounting.budgets.run())),
         asyncio.create_task(_forever("routes", _follow_routes(settings, gateway))),
     ]
+    if gateway.accounting.tokens is not None:
+        background.append(asyncio.create_task(_forever("issuer", gateway.accounting.tokens.keys.run())))
     writing = asyncio.create_task(gateway.interactions.run())
     api = _server(Api(gateway), settings.host, settings.port, settings.drain_seconds)
     internal = _server(internal_app(gateway), settings.host, settings.internal_port, 1)

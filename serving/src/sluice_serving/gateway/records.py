@@ -38,6 +38,8 @@ class Interaction:
     route: str
     """`stable` choice by weight: `split`; `failover`; `template`; `none` if it got no version."""
     outcome: str
+    cost: float | None = None
+    """By the version's price; None where it has none, or what it is for was not counted."""
 
 
 @dataclass(frozen=True)

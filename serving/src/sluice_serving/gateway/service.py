@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from sluice_contracts.analysis import CLIENT_CLOSED
 from sluice_contracts.routing import Backend, RoutingTable
 from starlette.types import Receive, Scope, Send
 
+from sluice_serving.gateway.accounting import Accounting, Visit
 from sluice_serving.gateway.admission import Lane, LaneClosed, Overloaded
 from sluice_serving.gateway.answers import read_counts
 from sluice_serving.gateway.asgi import Disconnected, header, read_body, send_body, send_start, until_disconnect
@@ -24,13 +25,11 @@ from sluice_serving.gateway.completion import Completion, Kind, read_completion
 from sluice_serving.gateway.errors import ApiError, EngineFailed
 from sluice_serving.gateway.events import BrokenStream, error_event, stream_reader
 from sluice_serving.gateway.holding import Holding
-from sluice_serving.gateway.interactions import InteractionLog
-from sluice_serving.gateway.keys import KeyStore
 from sluice_serving.gateway.listening import Listener, listen
 from sluice_serving.gateway.metrics import Gauges
 from sluice_serving.gateway.mirror import Asked, Mirror
 from sluice_serving.gateway.observations import Observations, Outcome
-from sluice_serving.gateway.records import Interaction, pseudonym
+from sluice_serving.gateway.records import Interaction
 from sluice_serving.gateway.templates import template_answer, template_events
 from sluice_serving.gateway.tenants import Caller
 from sluice_serving.gateway.upstream import (
@@ -58,8 +57,8 @@ class Exchange:
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     began: float = field(default_factory=time.monotonic)
     tenant: str = ""
-    caller: Caller | None = None
-    """Key, priority and budgets; None until the key is known."""
+    visit: Visit | None = None
+    """Key, budgets and record; None until the request is let in."""
     user: str | None = None
     person: str | None = None
     backend: Backend | None = None
@@ -78,17 +77,16 @@ class Gateway:
     def __init__(
         self,
         *,
-        keys: KeyStore,
+        accounting: Accounting,
         upstream: Upstream,
-        interactions: InteractionLog,
-        pseudonym_key: Callable[[], bytes],
         request_timeout: float,
         probe_seconds: float = 15.0,
         judge_token_file: Path | None = None,
     ) -> None:
-        self.keys = keys
+        self.accounting = accounting
+        self.keys = accounting.keys
         self.upstream = upstream
-        self.interactions = interactions
+        self.interactions = accounting.interactions
         self.observations = Observations()
         self.mirror = Mirror(upstream, self.observations, judge_token_file)
         self.table: RoutingTable | None = None
@@ -96,7 +94,6 @@ class Gateway:
         self.lanes: dict[str, Lane] = {}
         self.holding = Holding(upstream.look, self.lanes, probe_seconds)
         self._retry_budget = RetryBudget()
-        self._pseudonym_key = pseudonym_key
         self._request_timeout = request_timeout
 
     def follow(self, table: RoutingTable) -> None:
@@ -132,27 +129,22 @@ class Gateway:
 
     async def authenticate(self, scope: Scope) -> Caller:
         """Who asks. Raises ApiError 401."""
-        value = header(scope, b"authorization")
-        scheme, _, key = value.partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise ApiError(401, "You didn't provide an API key: send it as `Authorization: Bearer <key>`.",
-                           code="missing_api_key")  # fmt: skip
-        caller = self.keys.authenticate(key.strip())
-        if caller is None:
-            raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
-        return caller
+        return await self.accounting.authenticate(scope)
 
     async def complete(self, kind: Kind, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; stop all work for it when the client leaves."""
         exchange = Exchange(kind)
         try:
-            exchange.caller = await self.authenticate(scope)
-            exchange.tenant = exchange.caller.tenant
+            caller = await self.authenticate(scope)
+            exchange.tenant = caller.tenant
             table = self._table()
             body = await read_body(scope, receive, table.limits.max_request_bytes)
             exchange.request_bytes = len(body)
             completion = read_completion(kind, body, table.model, table.limits)
-            self._identify(exchange, completion, scope, table)
+            self._identify(exchange, caller, completion, scope, table)
+            priced = all(b.price is not None for b in table.backends)
+            exchange.visit = await self.accounting.begin(caller, completion, scope, send, priced=priced)
+            completion, send = exchange.visit.completion, exchange.visit.send
         except ApiError as error:
             await self._refuse(exchange, error, send)
             return
@@ -196,10 +188,12 @@ class Gateway:
                            retry_after=UNAVAILABLE_RETRY_AFTER)  # fmt: skip
         return self.table
 
-    def _identify(self, exchange: Exchange, completion: Completion, scope: Scope, table: RoutingTable) -> None:
+    def _identify(
+        self, exchange: Exchange, caller: Caller, completion: Completion, scope: Scope, table: RoutingTable
+    ) -> None:
         session = header(scope, b"x-session-id")[:MAX_SESSION_CHARACTERS]
-        name = completion.user or session or None
-        exchange.user = pseudonym(self._pseudonym_key(), exchange.tenant, name)
+        name = caller.user or completion.user or session or None
+        exchange.user = self.accounting.pseudonym(exchange.tenant, name)
         exchange.person = f"{exchange.tenant}\0{name or ''}" if table.sticky else None
 
     async def _answer(self, exchange: Exchange, completion: Completion, send: Send) -> None:
@@ -230,6 +224,7 @@ class Gateway:
 
     async def _from_some_version(self, exchange: Exchange, completion: Completion, send: Send) -> None:
         """Try the person's version, then once another that takes traffic."""
+        assert exchange.visit is not None
         tried: set[str] = set()
         failure = EngineFailed("no version is ready", retriable=True, unavailable=True)
         self._retry_budget.earn()
@@ -243,7 +238,8 @@ class Gateway:
             patience = self.holding.patience(backend, table)
             held = self.holding.held(backend)  # waiting for an engine to wake says nothing of the version
             try:
-                taken = await lane.acquire(exchange.tenant, patience)
+                caller = exchange.visit.caller
+                taken = await lane.acquire(caller.key_id, patience, caller.priority)
             except LaneClosed:
                 continue
             except Overloaded as error:
@@ -432,25 +428,27 @@ class Gateway:
         backend = exchange.backend
         if backend is not None and outcome.label not in {"client_error", "rejected"}:
             self.observations.record(backend.model_version, table.window, outcome, exchange.request_bytes)
-        self.interactions.add(
-            Interaction(
-                id=exchange.id,
-                time=datetime.now(UTC),
-                tenant=exchange.tenant,
-                user=exchange.user,
-                model=table.model,
-                version=backend.model_version if backend else None,
-                lineage=backend.lineage if backend else None,
-                context_reference=None,
-                prompt_tokens=outcome.prompt_tokens,
-                output_tokens=outcome.output_tokens,
-                ttft=outcome.ttft,
-                latency=time.monotonic() - exchange.began,
-                finish_reason=outcome.finish_reason,
-                route=exchange.route,
-                outcome=outcome.label,
-            )
+        assert exchange.visit is not None
+        interaction = Interaction(
+            id=exchange.id,
+            time=datetime.now(UTC),
+            tenant=exchange.tenant,
+            user=exchange.user,
+            model=table.model,
+            version=backend.model_version if backend else None,
+            lineage=backend.lineage if backend else None,
+            context_reference=exchange.visit.context,
+            prompt_tokens=outcome.prompt_tokens,
+            output_tokens=outcome.output_tokens,
+            ttft=outcome.ttft,
+            latency=time.monotonic() - exchange.began,
+            finish_reason=outcome.finish_reason,
+            route=exchange.route,
+            outcome=outcome.label,
+            cost=outcome.cost,
         )
+        price = backend.price if backend else None
+        self.accounting.end(exchange.visit, interaction, price, exchange.request_bytes, exchange.events)
 
 
 def _failed(exchange: Exchange, label: str, ttft: float | None = None) -> Outcome:

@@ -7,6 +7,8 @@ from urllib.parse import unquote
 
 from sluice_contracts.base import seconds
 
+from sluice_serving.gateway.jwt import ALGORITHMS, JwtSettings
+
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 DEFAULT_DATABASE = "sqlite:////var/lib/sluice/interactions.db"
 
@@ -36,6 +38,10 @@ class Settings:
     spool_dir: Path | None = None
     """Beside the database where that is a file, unless set."""
     spool_bytes: int = 256 << 20
+    replicas: int = 1
+    """Gateways of the pool: without a shared database each has its equal share of every budget."""
+    contexts_per_tenant: int = 100_000
+    jwt: JwtSettings | None = None
     host: str = "0.0.0.0"
     port: int = 8080
     internal_port: int = 8081
@@ -50,13 +56,19 @@ class Settings:
     ca_file: Path = SERVICE_ACCOUNT / "ca.crt"
 
     @property
+    def database_file(self) -> Path | None:
+        """The SQLite file; None where the database is a server."""
+        if not self.database_url.startswith("sqlite:///"):
+            return None
+        return Path(unquote(self.database_url.removeprefix("sqlite:///")))
+
+    @property
     def spool(self) -> Path:
         """Where records wait for the database."""
         if self.spool_dir is not None:
             return self.spool_dir
-        if self.database_url.startswith("sqlite:///"):
-            return Path(unquote(self.database_url.removeprefix("sqlite:///")) + ".spool")
-        return DEFAULT_SPOOL
+        file = self.database_file
+        return DEFAULT_SPOOL if file is None else file.with_name(f"{file.name}.spool")
 
 
 def read_settings(env: Mapping[str, str]) -> Settings:
@@ -82,6 +94,9 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         plain_keys=_choice(env, "SLUICE_PLAIN_KEYS", "allow", "refuse") == "allow",
         spool_dir=Path(env["SLUICE_SPOOL_DIR"]) if env.get("SLUICE_SPOOL_DIR") else None,
         spool_bytes=_whole(env, "SLUICE_SPOOL_BYTES", 256 << 20, 1 << 20, 1 << 40),
+        replicas=_whole(env, "SLUICE_REPLICAS", 1, 1, 1000),
+        contexts_per_tenant=_whole(env, "SLUICE_CONTEXTS_PER_TENANT", 100_000, 1, 100_000_000),
+        jwt=_jwt(env),
         host=env.get("SLUICE_HOST", "0.0.0.0"),
         port=_port(env, "SLUICE_PORT", 8080),
         internal_port=_port(env, "SLUICE_INTERNAL_PORT", 8081),
@@ -92,6 +107,17 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         kubernetes_url=_kubernetes_url(env),
         token_file=Path(env.get("SLUICE_KUBERNETES_TOKEN_FILE", SERVICE_ACCOUNT / "token")),
         ca_file=Path(env.get("SLUICE_KUBERNETES_CA_FILE", SERVICE_ACCOUNT / "ca.crt")),
+    )
+
+
+def read_data_settings(env: Mapping[str, str]) -> Settings:
+    """What concerns the database, for commands that serve nobody. Raises SettingsError."""
+    key_file = env.get("SLUICE_PSEUDONYM_KEY_FILE")
+    return Settings(
+        keys_dir=Path(),
+        database_url=_database_url(env),
+        retention_seconds=_duration(env, "SLUICE_RETENTION", "30d"),
+        pseudonym_key_file=Path(key_file) if key_file else None,
     )
 
 
@@ -117,6 +143,35 @@ def _database_url(env: Mapping[str, str]) -> str:
         # The URL may hold a password, so it is not repeated here.
         raise SettingsError(f"{name} must start with postgresql:// or sqlite:///")
     return url
+
+
+def _jwt(env: Mapping[str, str]) -> JwtSettings | None:
+    issuer = env.get("SLUICE_JWT_ISSUER")
+    if not issuer:
+        for name in ("SLUICE_JWT_AUDIENCE", "SLUICE_JWT_KEYS_URL", "SLUICE_JWT_KEYS_FILE"):
+            if env.get(name):
+                raise SettingsError(f"{name} is set, but SLUICE_JWT_ISSUER is not: whose tokens should be believed?")
+        return None
+    audience, url, file = (env.get(f"SLUICE_JWT_{name}") for name in ("AUDIENCE", "KEYS_URL", "KEYS_FILE"))
+    if not audience:
+        raise SettingsError("SLUICE_JWT_AUDIENCE is not set: without it, tokens for others would be believed")
+    if bool(url) == bool(file):
+        raise SettingsError("set exactly one of SLUICE_JWT_KEYS_URL and SLUICE_JWT_KEYS_FILE")
+    if url and not url.startswith(("https://", "http://127.0.0.1:", "http://localhost:")):
+        raise SettingsError("SLUICE_JWT_KEYS_URL must start with https://: whoever answers decides who is let in")
+    algorithms = tuple(a.strip() for a in (env.get("SLUICE_JWT_ALGORITHMS") or "RS256,ES256").split(","))
+    for algorithm in algorithms:
+        if algorithm not in ALGORITHMS:
+            raise SettingsError(f"SLUICE_JWT_ALGORITHMS has {algorithm!r}; possible are {', '.join(ALGORITHMS)}")
+    return JwtSettings(
+        issuer=issuer,
+        audience=audience,
+        keys_url=url or None,
+        keys_file=Path(file) if file else None,
+        algorithms=algorithms,
+        tenant_claim=env.get("SLUICE_JWT_TENANT_CLAIM") or "tenant",
+        tenant=env.get("SLUICE_JWT_TENANT") or None,
+    )
 
 
 def _choice(env: Mapping[str, str], name: str, default: str, *others: str) -> str:

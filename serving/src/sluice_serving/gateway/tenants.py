@@ -84,11 +84,6 @@ class TenantFile(Contract):
             raise ValueError("two keys have the same digest")
         return self
 
-    @property
-    def all_budgets(self) -> list[Budget]:
-        """Of the tenant and of its keys."""
-        return [*self.budgets, *(b for key in self.keys for b in key.budgets)]
-
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -96,7 +91,7 @@ class Caller:
 
     tenant: str
     key_id: str
-    """`tenant/id` of the key, or `tenant/jwt`; fit for logs."""
+    """`tenant/id` of the key, or `tenant/@` and the start of a pseudonym for a token's subject; fit for logs."""
     priority: int = NORMAL_PRIORITY
     """0 to 9; higher goes first."""
     admin: bool = False
