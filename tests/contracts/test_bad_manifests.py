@@ -180,8 +180,10 @@ HARDWARE: list[tuple[str, Changes, list[str]]] = [
 ]
 
 WORKERS = "hardware.workers counts hosts: min and max must be multiples of"
+TRAINER = "hardware.accelerator: training runs on CPUs and GPUs, not on TPUs; choose cpu or one that starts with nvidia"
 RULES: list[Case] = [
     *((f"{what} to {m['kind']}", m, changes, words) for what, changes, words in HARDWARE for m in (RUN, POOL)),
+    ("training on a TPU", RUN, tpu("tpu-v6e-slice", "2x4"), [TRAINER]),
     ("workers upside down", RUN, {"spec.hardware.workers": {"min": 3, "max": 2}}, ["workers.min must not be above"]),
     (
         "half a slice",
@@ -332,10 +334,10 @@ RULES: list[Case] = [
         ["analysis.source.prometheus.timeout must be above 0, such as 5s"],
     ),
     (
-        "a cache",
+        "a cache that forgets at once",
         POOL,
-        {"spec.gateway.cache": {"maxEntries": 9}},
-        ["gateway.cache is not built yet: leave maxEntries at 0"],
+        {"spec.gateway.cache": {"maxEntries": 9, "ttl": "0s"}},
+        ["gateway.cache.ttl must be above 0, such as 1h"],
     ),
     (
         "stages that never end",
@@ -429,8 +431,6 @@ GOOD: list[tuple[str, Changes]] = [
         "Autopilot's class",
         hardware(accelerator="nvidia-h100-80gb", count=8, computeClass="Accelerator", reservation=RESERVED),
     ),
-    ("a slice on one host", tpu("tpu-v6e-slice", "2x4", spot=True)),
-    ("a v5p slice of one host", tpu("tpu-v5p-slice", "2x2x1", flexStart=True)),
     ("half a CPU", hardware(resources={"cpu": "500m", "memory": "1.5Gi"})),
 ]
 
@@ -444,12 +444,24 @@ def test_what_exists_is_accepted(api: Any, changes: Changes) -> None:
 
 @pytest.mark.apiserver
 @pytest.mark.parametrize(
-    ("accelerator", "topology", "hosts"),
-    [("tpu-v6e-slice", "4x4", 4), ("tpu-v5-lite-podslice", "16x16", 64), ("tpu-v5p-slice", "16x16x24", 1536)],
+    ("accelerator", "topology", "hosts", "more"),
+    [
+        ("tpu-v6e-slice", "2x4", 1, {"spot": True}),
+        ("tpu-v5p-slice", "2x2x1", 1, {"flexStart": True}),
+        ("tpu-v6e-slice", "4x4", 4, {}),
+        ("tpu-v5-lite-podslice", "16x16", 64, {}),
+        ("tpu-v5p-slice", "16x16x24", 1536, {}),
+    ],
 )
-def test_whole_slices_are_accepted(api: Any, accelerator: str, topology: str, hosts: int) -> None:
-    workers = {"min": hosts, "max": hosts}
-    api.accepted(changed(RUN, {"metadata.name": "good"} | tpu(accelerator, topology, workers=workers)))
+def test_whole_slices_serve_and_only_their_kind_keeps_them_from_training(
+    api: Any, accelerator: str, topology: str, hosts: int, more: Changes
+) -> None:
+    api.accepted(changed(POOL, {"metadata.name": "good"} | tpu(accelerator, topology, **more)))
+
+    said = api.refusal(changed(RUN, tpu(accelerator, topology, workers={"min": hosts, "max": hosts}, **more)))
+
+    assert TRAINER in said
+    assert said.count("spec.hardware: Invalid value") == 1, said
 
 
 def rules(schema: Manifest) -> Iterator[str]:

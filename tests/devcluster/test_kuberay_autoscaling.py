@@ -25,7 +25,7 @@ HASHES = ("ray.io/upgrade-strategy-recreate-hash", "ray.io/hash-without-replicas
 
 def as_asked(pod: JSON) -> JSON:
     """A recorded pod's spec without what the API server added."""
-    spec = copy.deepcopy(pod["spec"])
+    spec: JSON = copy.deepcopy(pod["spec"])
     spec.pop("serviceAccount")
     for name, value in DEFAULTS.items():
         if spec.get(name) == value:

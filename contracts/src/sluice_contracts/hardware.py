@@ -115,6 +115,12 @@ SLICE_RULE: Rule = (
 )
 """Ray Train gives each TPU host one worker and takes whole slices only (ray.train, _validate_tpu_config)."""
 
+TRAINER_RULE: Rule = (
+    "!self.accelerator.startsWith('tpu')",
+    "hardware.accelerator: training runs on CPUs and GPUs, not on TPUs; choose cpu or one that starts with nvidia",
+)
+"""The trainer is PyTorch with CUDA or gloo. On a TPU it would learn on the host's CPUs, beside chips that are paid for:
+so such a run is refused before it orders any machine."""
 
 MOST_WORKERS = 2048
 """The largest slice, 16x16x24 of v5p, has 1536 hosts."""
@@ -190,6 +196,6 @@ class ReplicaHardware(Contract):
 class TrainingHardware(ReplicaHardware):
     """The machines a run trains on."""
 
-    model_config = cel(*HARDWARE_RULES, SLICE_RULE)
+    model_config = cel(*HARDWARE_RULES, SLICE_RULE, TRAINER_RULE)
 
     workers: WorkerRange = WorkerRange()
