@@ -74,6 +74,14 @@ def test_engines_on_accelerators_scale_in_a_worker_group(make: Any) -> None:
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
+def test_a_worker_is_ready_when_its_serve_proxy_is_without_a_program_of_the_image(make: Any) -> None:
+    spec = make.pool_spec(hardware={"accelerator": "nvidia-l4"})
+    cluster = ray_service(make.meta("chat"), spec, version(), make.settings())["spec"]["rayClusterConfig"]
+    worker = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    assert worker["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": 8000}
+    assert "readinessProbe" not in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+
+
 def test_every_pod_is_restricted_and_no_secret_is_in_an_argument(make: Any) -> None:
     spec = make.pool_spec(
         gateway={

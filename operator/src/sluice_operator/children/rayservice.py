@@ -39,6 +39,17 @@ AUTOSCALER: dict[str, Any] = {
 """KubeRay's `autoscalerOptions` (ray.io/v1, AutoscalerOptions): the sidecar in the head pod that asks for machines."""
 
 
+SERVE_READY = {
+    "httpGet": {"path": "/-/healthz", "port": SERVE_PORT},
+    "initialDelaySeconds": 10,
+    "periodSeconds": 5,
+    "timeoutSeconds": 2,
+    "failureThreshold": 1,
+}
+"""A worker takes requests once its Serve proxy answers. KubeRay's own probe asks the same with `wget` inside the
+container (controllers/ray/common/pod.go, 1.7), and where the image has none the worker would never be ready."""
+
+
 @dataclass(frozen=True)
 class Version:
     """What a RayService needs to know of a ModelVersion."""
@@ -101,7 +112,9 @@ def ray_service(
                 "maxReplicas": spec.replicas.max,
                 "numOfHosts": box.hosts,
                 "rayStartParams": start,
-                "template": _template("ray-worker", spec, box, box.resources, label, settings),
+                "template": _template(
+                    "ray-worker", spec, box, box.resources, label, settings, readinessProbe=SERVE_READY
+                ),
             }
         ]
     body = {
@@ -147,6 +160,7 @@ def _template(
     resources: dict[str, dict[str, str]],
     label: dict[str, str],
     settings: Settings,
+    **more: Any,
 ) -> dict[str, Any]:
     main = container(
         name,
@@ -158,6 +172,7 @@ def _template(
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "shm", "mountPath": "/dev/shm"},
         ],
+        **more,
     )
     fields: dict[str, Any] = box.pod_fields() if box else {}
     if settings.service_account:
