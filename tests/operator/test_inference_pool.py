@@ -107,6 +107,8 @@ class World:
             name = apply.object["metadata"]["name"]
             if apply.resource.kind == "RayService":
                 self.engines.setdefault(name, EngineState(name))
+                proven = {s.ray_service for s in (self.status.stable, self.status.previous) if s and s.since}
+                assert name in proven or keeps(apply.object) >= 1, f"{name} may sleep and has not served yet"
             if name == "chat-routes":
                 before = self.routes
                 self.routes = RoutingTable.model_validate_json(apply.object["data"]["routes.json"])
@@ -125,6 +127,14 @@ class World:
     def weights(self) -> dict[str, int]:
         assert self.routes is not None
         return {b.model_version: b.weight for b in self.routes.backends}
+
+
+def keeps(service: Any) -> int:
+    """Engines that a RayService keeps at least."""
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    (deployment,) = application["deployments"]
+    scaling = deployment.get("autoscaling_config")
+    return int(scaling["min_replicas"] if scaling else deployment["num_replicas"])
 
 
 @pytest.fixture
@@ -456,13 +466,8 @@ class TestScaleToZero:
 
 def least(world: World) -> dict[str, int]:
     """Engines that each version keeps at least, by the RayServices the operator wants now."""
-    found = {}
-    for apply in world.decide().apply:
-        if apply.resource.kind == "RayService":
-            (application,) = yaml.safe_load(apply.object["spec"]["serveConfigV2"])["applications"]
-            scaling = application["deployments"][0]["autoscaling_config"]
-            found[application["args"]["modelVersion"]] = scaling["min_replicas"]
-    return found
+    services = [a.object for a in world.decide().apply if a.resource.kind == "RayService"]
+    return {s["metadata"]["labels"]["sluice.dev/model-version"]: keeps(s) for s in services}
 
 
 class TestPeople:
@@ -623,6 +628,17 @@ class PoolLife(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.world.engines)))
         failure = "failed to deploy" if fails == 0 else None
         self.world.engines[name] = EngineState(name, ready=ready and failure is None, failure=failure)
+
+    @rule(least=st.integers(0, 1))
+    def size(self, least: int) -> None:
+        replicas = self.world.spec.replicas.model_copy(update={"min": least, "max": 2})
+        self.world.spec = self.world.spec.model_copy(update={"replicas": replicas})
+
+    @precondition(lambda self: self.world.engines)
+    @rule(data=st.data(), pods=st.sampled_from([None, 0, 1, 2]), deploying=st.booleans())
+    def engines_sleep_and_wake(self, data: st.DataObject, pods: int | None, deploying: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.world.engines)))
+        self.world.engines[name] = EngineState(name, ready=not deploying, deploying=deploying, pods=pods)
 
     @rule(version=VERSIONS)
     def engines_up(self, version: str) -> None:

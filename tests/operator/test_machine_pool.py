@@ -27,7 +27,7 @@ from tests.operator.simulation import NAMESPACE, Fault, Make, Simulation
 
 POOL = "chat"
 VERSIONS = ("v1", "v2", "v3", "v4")
-RUNNING = {
+RUNNING: dict[str, Any] = {
     "conditions": [{"type": "Ready", "status": "True", "reason": "NonZeroServeEndpoints"}],
     "activeServiceStatus": {"applicationStatuses": {"llm": {"status": "RUNNING"}}},
 }
@@ -39,6 +39,9 @@ STATES: dict[str, dict[str, Any]] = {
         "pendingServiceStatus": {"applicationStatuses": {"llm": {"status": "DEPLOY_FAILED", "message": "no memory"}}},
     },
     "head lost": RUNNING | {"conditions": [{"type": "Ready", "status": "False", "reason": "ZeroServeEndpoints"}]},
+    "deploying": RUNNING | {"activeServiceStatus": {"applicationStatuses": {"llm": {"status": "DEPLOYING"}}}},
+    "awake": RUNNING
+    | {"activeServiceStatus": RUNNING["activeServiceStatus"] | {"rayClusterStatus": {"availableWorkerReplicas": 1}}},
     "nothing": {},
 }
 QUIET_LOOKS = 4
@@ -94,6 +97,11 @@ class PoolLife(RuleBasedStateMachine):
     def change_the_rules(self, gate: bool, inconclusive: str) -> None:
         rollout = self.spec["rollout"] | {"manualGate": gate, "onInconclusive": inconclusive}
         self.spec = self.spec | {"rollout": rollout}
+        self._apply()
+
+    @rule(least=st.integers(0, 1))
+    def size(self, least: int) -> None:
+        self.spec = self.spec | {"replicas": self.spec["replicas"] | {"min": least, "max": 2}}
         self._apply()
 
     @rule(word=st.sampled_from([*RolloutRequest, "nonsense", None, None]))

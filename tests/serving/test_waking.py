@@ -1,19 +1,25 @@
 """Engines that sleep: when they are asked, who is held, what those are told who wait in vain; then made-up crowds."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sluice_contracts.inference_pool import Replicas, ScaleToZero
 from sluice_contracts.routing import Backend, RoutingLimits, RoutingTable, Waking
 from sluice_serving.gateway.admission import Lane, LaneClosed, Overloaded
 from sluice_serving.gateway.holding import Holding
 from sluice_serving.gateway.wake import AWAKE_SECONDS, GRACE_SECONDS, LEAST_SECONDS, Asleep, ColdStart, Sleepers
 
 URL = "http://engine"
+
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
 
 
 def backend(name: str = "v1", weight: int = 100, url: str = URL, **more: Any) -> Backend:
@@ -302,3 +308,16 @@ async def test_those_who_are_held_take_turns_when_the_engine_wakes() -> None:
         crowd.ends[crowd.order[-1][1]].set()
     await asyncio.gather(*crowd.tasks)
     assert [key for key, _ in crowd.order] == ["a", "b", "a", "a"]
+
+
+async def test_the_documents_table_lists_the_metrics_there_are() -> None:
+    crowd, _ = make_crowd(places=1, queue=1)
+    found = {m.name + ("_total" if m.type == "counter" else "") for m in crowd.holding.collect()}
+    assert set(re.findall(r"^\| `(sluice_\w+)`", DOCUMENT, re.MULTILINE)) == found
+    crowd.holding.close()
+
+
+def test_the_documents_table_has_the_fields_and_defaults_of_replicas() -> None:
+    told = dict(re.findall(r"^\| `([\w.]+)` \| (\w+) \|", DOCUMENT, re.MULTILINE))
+    replicas, sleep = Replicas().wire(), ScaleToZero().wire()
+    assert told == {k: str(v) for k, v in replicas.items()} | {f"scaleToZero.{k}": v for k, v in sleep.items()}

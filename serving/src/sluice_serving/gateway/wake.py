@@ -2,7 +2,8 @@
 
 Ray Serve holds a request for a deployment without replicas and starts one. So one question to the engine, asked for all
 who wait, both wakes it and tells when it is up; the requests themselves stay here, where they are few enough, take
-turns, and have a deadline. (ray.serve, router.py: a handle with a request and no replica tells the controller at once.)
+turns, and have a deadline. (Seen with Ray 2.60: the question is held, a replica is started within about 10 s, and the
+answer comes when it is up; a question that is broken off no longer counts as a request.)
 """
 
 import asyncio
