@@ -299,6 +299,44 @@ RULES: list[Case] = [
         ["rollout.mirror.timeout must be above 0, such as 60s"],
     ),
     (
+        "an issuer without keys",
+        POOL,
+        {"spec.gateway.auth.jwt": {"issuer": "https://i", "audience": "a", "tenant": "acme"}},
+        ["gateway.auth.jwt needs exactly one of keysUrl (fetched from the issuer) and keysConfigMapRef (mounted)"],
+    ),
+    (
+        "tokens of no tenant",
+        POOL,
+        {"spec.gateway.auth.jwt": {"issuer": "https://i", "audience": "a", "keysUrl": "https://i/keys"}},
+        ["gateway.auth.jwt needs exactly one of tenant (all tokens are that tenant's) and tenantClaim"],
+    ),
+    (
+        "an algorithm with a shared secret",
+        POOL,
+        {
+            "spec.gateway.auth.jwt": {
+                "issuer": "https://i",
+                "audience": "a",
+                "tenant": "acme",
+                "keysUrl": "https://i/keys",
+                "algorithms": ["HS256"],
+            }
+        },
+        ['spec.gateway.auth.jwt.algorithms[0]: Unsupported value: "HS256"'],
+    ),
+    (
+        "records that are gone at once",
+        POOL,
+        {"spec.gateway.interactions": {"retention": "0d"}},
+        ["gateway.interactions.retention must be above 0, such as 30d"],
+    ),
+    (
+        "a spool of nothing",
+        POOL,
+        {"spec.gateway.interactions": {"spoolSize": "100k"}},
+        ["gateway.interactions.spoolSize must be from 1Mi to 1Ti"],
+    ),
+    (
         "a judge of nothing",
         POOL,
         {"spec.rollout.metrics": [{"name": "mirrorScore", "tolerance": 0.1}]},

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from sluice_contracts.base import Contract, Digest, Duration, Name, ShortText, Text, Timestamp
+from sluice_contracts.gateway_data import GatewayAuth, Interactions
 from sluice_contracts.hardware import ReplicaHardware
 from sluice_contracts.kubernetes import (
     Conditions,
     ObjectName,
     PodTemplate,
     SecretKeyReference,
-    SecretReference,
     cel,
     immutable,
 )
@@ -237,19 +237,6 @@ class Rollout(Contract):
     manual_gate: bool = False
     rollback_window: Duration = "5m"
     """How long the former stable's pods stay after a promotion, so that going back is instant."""
-
-
-class GatewayAuth(Contract):
-    """A Secret whose values are API keys (or `sha256:` digests of them); its keys name the tenants."""
-
-    secret_ref: SecretReference
-
-
-class Interactions(Contract):
-    """Where the record of each request goes: PostgreSQL if a URL is given, else SQLite in the pod."""
-
-    database_secret_ref: SecretKeyReference | None = None
-    retention: Duration = "30d"
 
 
 class Fallback(Contract):

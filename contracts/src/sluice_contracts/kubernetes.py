@@ -62,6 +62,13 @@ class SecretKeyReference(Contract):
     key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
 
 
+class ConfigMapKeyReference(Contract):
+    """One key of a ConfigMap of the object's own namespace."""
+
+    name: ObjectName
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+
+
 PodTemplate = Annotated[
     dict[str, Any],
     Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True, "x-opaque": True}),

@@ -8,6 +8,7 @@ from typing import Any
 from sluice_contracts.inference_pool import InferencePoolSpec
 from sluice_contracts.names import LABEL_COMPONENT, LABEL_POOL
 
+from sluice_operator.children.gateway_data import data_parts
 from sluice_operator.children.metadata import child, labels
 from sluice_operator.children.pods import TMP, container, environment, overlay, pod_spec
 from sluice_operator.children.routes import routes_name
@@ -27,8 +28,6 @@ from sluice_operator.settings import Settings
 API_PORT = 8080
 SERVICE_PORT = 80
 INTERNAL_PORT = 8081
-KEYS = "/etc/sluice/keys"
-DATABASE = "/etc/sluice/database"
 JUDGE = "/etc/sluice/judge"
 OPERATOR_LABEL = {"app.kubernetes.io/name": "sluice-operator"}
 METRICS_NAMESPACE_LABEL = {"sluice.dev/metrics": "allowed"}
@@ -122,28 +121,15 @@ def _service(meta: Meta, spec: InferencePoolSpec) -> dict[str, Any]:
 
 def _deployment(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> dict[str, Any]:
     label = labels("gateway", model=spec.model, lineage=None, **{LABEL_POOL: meta.name})
+    data = data_parts(spec.gateway)
     env = {
         "SLUICE_ROUTES_CONFIGMAP": f"{meta.namespace}/{routes_name(meta.name)}",
-        "SLUICE_KEYS_DIR": KEYS,
         "SLUICE_PORT": str(API_PORT),
         "SLUICE_INTERNAL_PORT": str(INTERNAL_PORT),
-        "SLUICE_RETENTION": spec.gateway.interactions.retention,
+        **data.env,
     }
-    mounts: list[dict[str, Any]] = [
-        {"name": "keys", "mountPath": KEYS, "readOnly": True},
-        {"name": "data", "mountPath": "/var/lib/sluice"},
-        {"name": "tmp", "mountPath": "/tmp"},
-    ]
-    volumes: list[dict[str, Any]] = [
-        {"name": "keys", "secret": {"secretName": spec.gateway.auth.secret_ref.name}},
-        {"name": "data", "emptyDir": {}},
-        TMP,
-    ]
-    database = spec.gateway.interactions.database_secret_ref
-    if database is not None:
-        env["SLUICE_DATABASE_URL_FILE"] = f"{DATABASE}/{database.key}"
-        mounts.append({"name": "database", "mountPath": DATABASE, "readOnly": True})
-        volumes.append({"name": "database", "secret": {"secretName": database.name}})
+    mounts: list[dict[str, Any]] = [*data.mounts, {"name": "tmp", "mountPath": "/tmp"}]
+    volumes: list[dict[str, Any]] = [*data.volumes, TMP]
     judge = spec.rollout.mirror.judge
     if judge is not None and judge.token_secret_ref is not None:
         env["SLUICE_JUDGE_TOKEN_FILE"] = f"{JUDGE}/{judge.token_secret_ref.key}"
