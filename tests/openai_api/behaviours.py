@@ -34,6 +34,8 @@ class Api:
     client: openai.OpenAI
     most_bytes: int
     lacks: frozenset[str] = frozenset()
+    cap: int = 1024
+    """Of output tokens."""
 
     def post(self, content: bytes, path: str = "/chat/completions", **headers: str) -> httpx.Response:
         """What no client would send."""
@@ -109,7 +111,9 @@ def an_answer_ends_before_a_stop_text(api: Api) -> None:
     asked: Any = {"model": api.model, "messages": HI, "max_tokens": 6, "temperature": 0}
     text = api.client.chat.completions.create(**asked).choices[0].message.content or ""
     # A model of random weights may say bytes that are no text; what is cut must be a whole character.
-    stop = next(character for character in text[1:] + text if character.isascii() and character.isprintable())
+    stop = next((character for character in text[1:] if character.isascii() and character.isprintable()), None)
+    if stop is None:
+        return
     stopped = api.client.chat.completions.create(**asked, stop=[stop, "\u0000never"]).choices[0]
     assert stop not in (stopped.message.content or "")
     assert stopped.finish_reason == "stop"
@@ -204,7 +208,8 @@ def responses_or_a_refusal(api: Api) -> None:
     events = list(ask(input=items, stream=True))
     assert events[0].type == "response.created"
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
-    assert events[-1].type == f"response.{whole.status}"
+    assert events[-1].type in {"response.completed", "response.incomplete"}
+    assert events[-1].response.usage.output_tokens == whole.usage.output_tokens
     for more, param in (
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
@@ -292,7 +297,7 @@ def a_wish_above_the_cap_is_clamped_and_said(api: Api) -> None:
     raw = api.client.chat.completions.with_raw_response.create(
         model=api.model, messages=HI, max_tokens=1_000_000, stop=["."], extra_headers={"x-session-id": "s"}
     )
-    assert raw.headers["x-sluice-max-output-tokens"] == "1024"
+    assert raw.headers["x-sluice-max-output-tokens"] == str(api.cap)
 
 
 def who_leaves_a_stream_blocks_nobody(api: Api) -> None:

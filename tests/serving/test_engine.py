@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from sluice_contracts.base import sha256
-from sluice_contracts.routing import Backend
+from sluice_contracts.routing import Backend, RoutingLimits
 from sluice_devcluster.ports import free_ports
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
@@ -233,3 +235,24 @@ async def _check_answers(cluster: RayCluster, gateway: Any) -> None:
     assert (long.choices[0].finish_reason, long.usage.completion_tokens) == ("length", 40)
     counts = (await gateway.analysis())["versions"]["v1"]
     assert (counts["requests"], counts["errors"], sum(counts["ttft"]["counts"])) == (3, 0, 1)
+    await gateway.route(route, limits=RoutingLimits(max_output_tokens=40, in_flight_per_replica=4))
+    await asyncio.to_thread(_check_the_contract, gateway)
+    counts = (await gateway.analysis())["versions"]["v1"]
+    assert counts["errors"] == 0
+
+
+def _check_the_contract(gateway: Any) -> None:
+    """What tests/openai_api holds every endpoint to, but for what a model of random weights cannot do."""
+    path = Path(__file__).parents[1] / "openai_api" / "behaviours.py"
+    spec = importlib.util.spec_from_file_location("openai_behaviours", path)
+    assert spec is not None
+    assert spec.loader is not None
+    contract = importlib.util.module_from_spec(spec)
+    sys.modules["openai_behaviours"] = contract
+    spec.loader.exec_module(contract)
+    url, key = f"{gateway.url}/v1", "sk-test-5f1c2d"
+    with openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=60) as client:
+        api = contract.Api(url, key, "support-bot", client, most_bytes=1 << 20, lacks={"embeddings"}, cap=40)
+        for behaviour in contract.BEHAVIOURS:
+            if behaviour.__name__ not in {"tools_are_called_or_refused", "json_schema_output_or_a_refusal"}:
+                behaviour(api)

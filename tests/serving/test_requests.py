@@ -203,6 +203,7 @@ def test_bytes_that_are_no_request_are_refused(kind: Kind, raw: bytes) -> None:
     [
         (404, b"Path '/v1/chat/completions' not found. Please ping http://.../-/routes", "unavailable"),
         (404, b'{"error": {"message": "Not Found", "code": 404}}', "unsupported_endpoint"),
+        (404, b'{"detail":"Not Found"}', "unsupported_endpoint"),  # recorded from vLLM 0.29
         (405, b'{"error": {"message": "Method Not Allowed"}}', "unsupported_endpoint"),
         (501, b'{"error": {"message": "The model does not support Responses API"}}', "unsupported_endpoint"),
         (404, b'{"error": {"message": "The model `x` does not exist."}}', "unavailable"),

@@ -25,6 +25,8 @@ from sluice_operator.kube.resources import (
 from sluice_operator.plan import Meta
 from sluice_operator.settings import Settings
 
+GRACE_SECONDS = 330
+"""More than the gateway takes to stop: SLUICE_DRAIN_DELAY_SECONDS, SLUICE_DRAIN_SECONDS, and writing its records."""
 API_PORT = 8080
 SERVICE_PORT = 80
 INTERNAL_PORT = 8081
@@ -153,7 +155,11 @@ def _deployment(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> dict
         startupProbe=_probe("/healthz", period=1, failures=120),
         resources={"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": f"{512 + kept}Mi"}},
     )
-    fields = {"serviceAccountName": gateway_name(meta.name), "automountServiceAccountToken": True}
+    fields = {
+        "serviceAccountName": gateway_name(meta.name),
+        "automountServiceAccountToken": True,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+    }
     pod = {"metadata": {"labels": label}, "spec": pod_spec(settings, [main], volumes, **fields)}
     return _child(
         DEPLOYMENT,

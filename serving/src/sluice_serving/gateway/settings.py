@@ -48,7 +48,8 @@ class Settings:
     request_timeout: float = 300.0
     probe_seconds: float = 15.0
     """How long a new engine is asked for its health before requests are sent to it as it is."""
-    drain_seconds: float = 25.0
+    drain_seconds: float = 300.0
+    """How long answers that have begun may take after that: as long as any answer."""
     drain_delay: float = 2.0
     """How long requests are still accepted after SIGTERM: the time Kubernetes takes to tell everyone."""
     kubernetes_url: str = ""
@@ -102,7 +103,7 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         internal_port=_port(env, "SLUICE_INTERNAL_PORT", 8081),
         request_timeout=_number(env, "SLUICE_REQUEST_TIMEOUT_SECONDS", 300),
         probe_seconds=_number(env, "SLUICE_PROBE_SECONDS", 15),
-        drain_seconds=_number(env, "SLUICE_DRAIN_SECONDS", 25),
+        drain_seconds=_number(env, "SLUICE_DRAIN_SECONDS", 300),
         drain_delay=_number(env, "SLUICE_DRAIN_DELAY_SECONDS", 2),
         kubernetes_url=_kubernetes_url(env),
         token_file=Path(env.get("SLUICE_KUBERNETES_TOKEN_FILE", SERVICE_ACCOUNT / "token")),

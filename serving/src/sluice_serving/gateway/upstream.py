@@ -132,9 +132,14 @@ def refusal(status: int, body: bytes) -> EngineFailed | ApiError:
 
 def _error_of(body: bytes) -> dict[str, Any]:
     try:
-        error = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        content = json.loads(body)
+    except (ValueError, RecursionError):
         return {}
+    if not isinstance(content, dict):
+        return {}
+    if isinstance(content.get("detail"), str):  # FastAPI's own, which vLLM does not put into its shape
+        return {"message": content["detail"]}
+    error = content.get("error")
     return error if isinstance(error, dict) else {}
 
 
