@@ -42,14 +42,15 @@ class Canary:
         self.status = InferencePoolStatus(stable=served["v1"], candidate=served["v2"], rollout_started_at=make.at(-60))
         self.look(0)
 
-    def look(self, after: float = 10) -> Plan:
-        """One pass, so many seconds later. A gateway starts its counts anew with another window."""
+    def look(self, after: float = 10, found: Evidence | None = None) -> Plan:
+        """One pass, so many seconds later. A gateway starts its counts anew with another window; `found` stands for
+        what it would have said."""
         self.seconds += after
         now = self.make.now + timedelta(seconds=self.seconds)
         evidence, candidate = None, self.status.candidate
         if candidate is not None and analysis_due(self.spec, self.status, None, now):
             heard = self.watching and self.window == current_window(candidate, self.status, now)
-            evidence = Evidence(dict(self.counts) if heard else {}, asked=1, answered=int(heard))
+            evidence = found or Evidence(dict(self.counts) if heard else {}, asked=1, answered=int(heard))
         state = Observed(
             self.status,
             versions=self.versions,

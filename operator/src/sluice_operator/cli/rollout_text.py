@@ -15,8 +15,9 @@ from sluice_operator.cli.text import WIDTH, age, aligned, moment, percent, short
 STYLES = {Verdict.HARMFUL: "bold red", Verdict.EQUIVALENT: "green", Verdict.UNDECIDED: "yellow"}
 
 
-ABSOLUTE = {MetricName.OUTPUT_LENGTH}
-"""Metrics whose effect is a distance of distributions; that of all others is a difference of rates or a growth."""
+ABSOLUTE = {MetricName.OUTPUT_LENGTH, MetricName.MIRROR_SCORE}
+"""Metrics whose effect is a distance of distributions or of scores; that of all others is a difference of rates or a
+growth."""
 
 
 def as_percent(name: MetricName) -> bool:

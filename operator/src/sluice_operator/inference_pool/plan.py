@@ -10,7 +10,7 @@ from sluice_contracts.routing import Backend
 from sluice_operator.children.gateway import gateway_objects, gateway_url
 from sluice_operator.children.hardware import HardwareError
 from sluice_operator.children.rayservice import engine_url, ray_service
-from sluice_operator.children.routes import routes_config_map, routing_table
+from sluice_operator.children.routes import mirror_route, price, routes_config_map, routing_table
 from sluice_operator.conditions import ConditionSet
 from sluice_operator.inference_pool.capacity import asleep, engines, room
 from sluice_operator.inference_pool.observe import Observed, current_window, next_analysis
@@ -35,7 +35,7 @@ def plan(meta: Meta, spec: InferencePoolSpec, observed: Observed, settings: Sett
     status.replicas = sum(engines(spec, observed.engines.get(s.ray_service)) for s in _served(status) if s.ready)
 
     route = plan_route(meta, spec, observed.route)
-    apply = [Apply(CONFIG_MAP, _routes(meta, spec, observed, status, now))]
+    apply = [Apply(CONFIG_MAP, _routes(meta, spec, observed, status, settings, now))]
     apply += [Apply(resource, obj) for resource, obj in gateway_objects(meta, spec, settings)]
     standing = decided.standing
     try:
@@ -63,7 +63,12 @@ def _served(status: InferencePoolStatus) -> list[ServedVersion]:
 
 
 def _routes(
-    meta: Meta, spec: InferencePoolSpec, observed: Observed, status: InferencePoolStatus, now: datetime
+    meta: Meta,
+    spec: InferencePoolSpec,
+    observed: Observed,
+    status: InferencePoolStatus,
+    settings: Settings,
+    now: datetime,
 ) -> dict[str, object]:
     """The routing table that follows from the status. The window's name outlives its rollout, so that the counts can
     still be looked at; the next rollout begins a new one."""
@@ -71,14 +76,17 @@ def _routes(
     backends = []
     window = observed.window
     if status.stable is not None:
-        backends.append(_backend(meta, spec, observed, status.stable, 100 - share))
+        backends.append(_backend(meta, spec, observed, status.stable, 100 - share, settings))
     if status.candidate is not None and status.step is not None:
-        backends.append(_backend(meta, spec, observed, status.candidate, share))
+        backends.append(_backend(meta, spec, observed, status.candidate, share, settings))
         window = current_window(status.candidate, status, now)
-    return routes_config_map(meta, routing_table(meta, spec, backends, window))
+    mirror = mirror_route(spec, status.candidate) if status.candidate is not None and share else None
+    return routes_config_map(meta, routing_table(meta, spec, backends, window, mirror))
 
 
-def _backend(meta: Meta, spec: InferencePoolSpec, observed: Observed, served: ServedVersion, weight: int) -> Backend:
+def _backend(
+    meta: Meta, spec: InferencePoolSpec, observed: Observed, served: ServedVersion, weight: int, settings: Settings
+) -> Backend:
     return Backend(
         model_version=served.model_version,
         lineage=served.lineage,
@@ -88,6 +96,7 @@ def _backend(meta: Meta, spec: InferencePoolSpec, observed: Observed, served: Se
         replicas=room(spec, observed.engines.get(served.ray_service)),
         ready=served.ready,
         may_sleep=spec.replicas.min == 0,
+        price=price(spec, served.model_version, settings.prices),
     )
 
 

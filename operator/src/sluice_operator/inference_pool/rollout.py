@@ -290,10 +290,12 @@ class _Turning:
         mine, theirs = self._counts(evidence, candidate), self._counts(evidence, stable)
         self.status.verdicts = judge(self.spec.rollout.metrics, theirs, mine, self.spec.rollout.confidence)
         self.status.analyzed_at = timestamp(self.now)
+        self.status.analysis_error = bounded(evidence.trouble, 256)
         if mine.requests < self.status.step_base_requests:  # a gateway restarted and counts anew
             self.status.step_base_requests = 0
         if evidence.answered == 0:
-            self._event("NoAnalysisData", f"none of {evidence.asked} ready gateways has counts of this rollout", True)
+            why = evidence.trouble or f"none of {evidence.asked} ready gateways has counts"
+            self._event("NoAnalysisData", f"no counts of this rollout: {why}", True)
         elif mine.requests == 0 and self._share() > 0:
             self._event("NoAnalysisData", f"{candidate.model_version} was sent no requests in this rollout yet", True)
 
@@ -352,7 +354,8 @@ class _Turning:
         where = f"step {self.status.step + 1} of {len(self.spec.rollout.steps)}"
         share = f"{candidate.model_version} at {self._share()} %"
         held = "" if candidate.ready else ", held at 0 % until its engine is ready again"
-        return Standing(Manner.RECONCILING, "RollingOut", f"{where}: {share}{held}")
+        blind = f"; not all counts: {self.status.analysis_error}" if self.status.analysis_error else ""
+        return Standing(Manner.RECONCILING, "RollingOut", f"{where}: {share}{held}{blind}")
 
     def _inconclusive(self, candidate: ServedVersion) -> Standing:
         """The deadline has passed without a decision."""
@@ -422,6 +425,7 @@ class _Turning:
         self.status.paused_at, self.status.paused_seconds = None, 0
         self.status.step_base_requests = self.status.harmful_looks = self.status.failed_looks = 0
         self.status.judged_from = None
+        self.status.analysis_error = ""
 
     def _record(self, served: ServedVersion, outcome: RolloutOutcome, why: str, verdicts: list[MetricVerdict]) -> None:
         record = RolloutRecord(

@@ -41,20 +41,16 @@ class Judge(Protocol):
 
 
 class ThreadJudge:
-    """Calls a function in a few threads of its own: one that hangs stops the judging, and nothing else."""
+    """Calls a function in a few threads of its own: one that hangs stops the judging, and nothing else. What waits for
+    a thread is given up at the deadline; no more can wait than copies are under way."""
 
     def __init__(self, function: Score, timeout: float) -> None:
-        self._function, self._timeout, self._running = function, timeout, 0
+        self._function, self._timeout = function, timeout
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="judge")
 
     async def score(self, request: dict[str, Any], reference: str, answer: str) -> float:
         """The function's value."""
-        if self._running >= WORKERS * 2:
-            raise JudgeFailed("the judge is busy, or hangs")
-        self._running += 1
-        loop = asyncio.get_running_loop()
         work = self._threads.submit(self._function, request, reference, answer)
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done) if not loop.is_closed() else None)
         try:
             value = await asyncio.wait_for(asyncio.wrap_future(work), self._timeout)
         except TimeoutError:
@@ -62,9 +58,6 @@ class ThreadJudge:
         except Exception as error:
             raise JudgeFailed(f"the judge raised {type(error).__name__}") from None
         return checked(value)
-
-    def _done(self) -> None:
-        self._running -= 1
 
     async def close(self) -> None:
         """Forget work that has not begun; what runs may end."""
