@@ -59,6 +59,8 @@ MAKERS = 16
 """Requests in flight while the objects are made."""
 PARTS = (DEPLOYMENT, SERVICE, ROLE, ROLE_BINDING, NETWORK_POLICY)
 """Children of which each pool has exactly one, among others."""
+START = "import sys; sys.modules['kubernetes'] = None; from sluice_operator.main import main; main()"
+"""The operator as in its image, which has no official client: kopf loads it where it is installed, for 20 MB."""
 SEEN_SECONDS = 1.0
 """How often the state is looked at."""
 WRITES = re.compile(r"^apiserver_request_total\{(?P<labels>[^}]*)\} (?P<count>\S+)$", re.MULTILINE)
@@ -228,7 +230,7 @@ class Operator:
     async def __aenter__(self) -> "Operator":
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "sluice_operator.main", env=self._environment, stderr=self._log
+            sys.executable, "-c", START, env=self._environment, stderr=self._log
         )
         return self
 

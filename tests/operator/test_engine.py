@@ -1,6 +1,8 @@
 """The loop's parts: what is remembered, what is looked at when, what is written."""
 
 import asyncio
+import json
+import tracemalloc
 from typing import Any
 
 import aiohttp
@@ -17,6 +19,7 @@ from sluice_operator.engine.difference import APPLIED, is_so, stamped
 from sluice_operator.engine.leader import Leader, LeadershipLostError
 from sluice_operator.engine.metrics import Metrics, serve
 from sluice_operator.engine.queue import WorkQueue
+from sluice_operator.engine.watch import Forgetful, take
 from sluice_operator.kinds import UnreadableError, _parse, references
 from sluice_operator.kube.client import ApiError, ApiUnreachable, KubeClient
 from sluice_operator.kube.resources import EVENT, INFERENCE_POOL, LEASE, MODEL_VERSION, RAY_JOB, TRAINING_RUN
@@ -85,8 +88,50 @@ class TestCache:
         cache = Cache()
         obj = thing("a", 1)
         obj["metadata"]["managedFields"] = ["much"]
+        obj["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": "all", "mine": "é"}
         cache.upsert(RAY_JOB, obj)
-        assert "managedFields" not in (cache.get(RAY_JOB, "n", "a") or {})["metadata"]
+        cache.upsert(TRAINING_RUN, obj)
+        for resource in (RAY_JOB, TRAINING_RUN):
+            meta = (cache.get(resource, "n", "a") or {})["metadata"]
+            assert "managedFields" not in meta
+            assert meta["annotations"] == {"mine": "é"}
+        assert "managedFields" in obj["metadata"], "what was given is left alone"
+
+    def test_what_it_gives_is_what_it_was_given(self) -> None:
+        cache = Cache()
+        spec = {"text": "é" * 100, "numbers": [1, 2.5, -3], "none": None, "truth": True, "deep": [{"a": {"b": []}}]}
+        for resource in (RAY_JOB, INFERENCE_POOL):
+            obj = thing("a", 1, **spec)
+            cache.upsert(resource, obj)
+            assert cache.get(resource, "n", "a") == obj
+            assert list(cache.list(resource)) == [obj]
+
+    def test_children_take_little_memory_and_equal_texts_are_held_once(self) -> None:
+        cache, text = Cache(), json.dumps(thing("a", 1) | {"spec": {f"key{i}": {"name": "value"} for i in range(200)}})
+        tracemalloc.start()
+        try:
+            for number in range(50):
+                cache.upsert(RAY_JOB, json.loads(text.replace('"a"', f'"a{number}"')))
+            assert tracemalloc.get_traced_memory()[0] / 50 < 1.5 * len(text)
+        finally:
+            tracemalloc.stop()
+        for name in ("x", "y"):
+            cache.upsert(INFERENCE_POOL, json.loads(json.dumps(thing(name, 1, someField="some text"))))
+        one, two = ((cache.get(INFERENCE_POOL, "n", name) or {})["spec"] for name in ("x", "y"))
+        assert one["someField"] is two["someField"]
+
+    def test_an_event_that_was_taken_holds_its_object_no_more(self) -> None:
+        obj = thing("a", 1, field="value")
+        event = {"type": "DELETED", "object": obj}
+        taken, deleted = take(event)
+        assert (taken, deleted) == (thing("a", 1, field="value"), True)
+        assert event == {"type": "DELETED", "object": {"metadata": {"uid": "u", "resourceVersion": "1"}}}
+
+    async def test_kopf_remembers_no_object(self) -> None:
+        memories = Forgetful()
+        memory = await memories.recall({"metadata": {"uid": "u"}}, noticed_by_listing=True)
+        assert memory.noticed_by_listing
+        assert list(memories.iter_all_memories()) == []
 
 
 class TestQueue:

@@ -5,8 +5,14 @@ a plan never sees the world from before its last write. Newer resourceVersions w
 that an older event which arrives late brings nothing back.
 
 `@kopf.index` is not used: its start-up is quadratic in the number of objects.
+
+Children are most of the objects, and each is read only by looks at its owner, so they are kept as JSON text: a seventh
+of what Python's own dictionaries take. Our own kinds are read by looks at each other and are kept as they are, with
+equal texts held once.
 """
 
+import json
+import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any, NamedTuple
@@ -15,6 +21,8 @@ from sluice_operator.kube.resources import OWN, Resource
 from sluice_operator.plan import Object
 
 TOMBSTONES = 10_000
+INTERNED = 64
+"""Texts up to this many characters are held once: keys, reasons, names, types, moments."""
 
 
 class Key(NamedTuple):
@@ -29,14 +37,33 @@ class Key(NamedTuple):
 
 
 Objects = list[Object]
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 References = Callable[[Resource, Object], Iterable[Key]]
+
+
+class _Packed:
+    """One object at one resourceVersion."""
+
+    __slots__ = ("_kept", "owner", "uid", "version")
+
+    def __init__(self, resource: Resource, obj: Object) -> None:
+        self.version, self.uid, self.owner = _version(obj), _uid(obj), owner_of(obj)
+        kept = slim(obj)
+        whole = resource in OWN
+        self._kept = _interned(kept) if whole else json.dumps(kept, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @property
+    def object(self) -> Object:
+        """The object. Of our own kinds always the same one: nobody changes what a cache gave."""
+        found: Object = json.loads(self._kept) if isinstance(self._kept, bytes) else self._kept
+        return found
 
 
 class Cache:
     """Objects by key, by owner, and by who refers to them."""
 
     def __init__(self, references: References | None = None) -> None:
-        self._objects: dict[Resource, dict[str, dict[str, Object]]] = defaultdict(lambda: defaultdict(dict))
+        self._objects: dict[Resource, dict[str, dict[str, _Packed]]] = defaultdict(lambda: defaultdict(dict))
         self._children: dict[Key, set[Key]] = defaultdict(set)
         self._referrers: dict[Key, set[Key]] = defaultdict(set)
         self._refers: dict[Key, frozenset[Key]] = {}
@@ -45,13 +72,19 @@ class Cache:
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """The object, or None."""
-        return self._objects[resource][namespace].get(name)
+        found = self._objects[resource][namespace].get(name)
+        return found.object if found is not None else None
 
     def list(self, resource: Resource, namespace: str | None = None) -> Iterator[Object]:
         """All objects of a kind, of one namespace or of all."""
+        for _, found in self._all(resource, namespace):
+            yield found.object
+
+    def _all(self, resource: Resource, namespace: str | None = None) -> Iterator[tuple[Key, _Packed]]:
         spaces = [namespace] if namespace is not None else list(self._objects[resource])
         for space in spaces:
-            yield from list(self._objects[resource][space].values())
+            for name, found in list(self._objects[resource][space].items()):
+                yield Key(resource, space, name), found
 
     def children(self, owner: Resource, namespace: str, name: str, resource: Resource) -> Iterator[Object]:
         """Objects of kind `resource` that `owner` controls."""
@@ -75,18 +108,18 @@ class Cache:
         version = _version(obj)
         if version <= self._gone.get(key, -1):
             return False
-        known = self.get(*key)
-        if known is not None and version <= _version(known):
+        known = self._objects[resource][key.namespace].get(key.name)
+        if known is not None and version <= known.version:
             return False
-        self._objects[resource][key.namespace][key.name] = _slim(obj)
-        self._link(key, known, obj)
+        packed = self._objects[resource][key.namespace][key.name] = _Packed(resource, obj)
+        self._link(key, known, packed, obj)
         return True
 
     def remove(self, resource: Resource, obj: Object) -> bool:
         """Take in a deletion. Returns False if the object has been made anew since."""
         key = key_of(resource, obj)
-        known = self.get(*key)
-        if known is not None and _version(known) > _version(obj) and _uid(known) != _uid(obj):
+        known = self._objects[resource][key.namespace].get(key.name)
+        if known is not None and known.version > _version(obj) and known.uid != _uid(obj):
             return False
         self._gone[key] = max(self._gone.get(key, -1), _version(obj))
         self._gone.move_to_end(key)
@@ -101,24 +134,24 @@ class Cache:
     def reap(self, resource: Resource, namespace: str | None, listed: Set[Key], version: int) -> Objects:
         """Drop what a list at `version` no longer holds: a watch that was interrupted never tells of deletions in
         between. Returns what was dropped."""
-        known = [(key_of(resource, obj), obj) for obj in self.list(resource, namespace)]
-        gone = [(key, obj) for key, obj in known if key not in listed and _version(obj) <= version]
-        for key, obj in gone:
+        known = self._all(resource, namespace)
+        gone = [(key, found) for key, found in known if key not in listed and found.version <= version]
+        for key, found in gone:
             del self._objects[resource][key.namespace][key.name]
-            self._unlink(key, obj)
-        return [obj for _, obj in gone]
+            self._unlink(key, found)
+        return [found.object for _, found in gone]
 
     def own(self) -> Iterator[Key]:
         """All objects of our own kinds."""
         for resource in OWN:
-            for obj in self.list(resource):
-                yield key_of(resource, obj)
+            for key, _ in self._all(resource):
+                yield key
 
     def __len__(self) -> int:
         return sum(len(space) for spaces in self._objects.values() for space in spaces.values())
 
-    def _link(self, key: Key, before: Object | None, after: Object) -> None:
-        old, new = owner_of(before) if before is not None else None, owner_of(after)
+    def _link(self, key: Key, before: _Packed | None, packed: _Packed, after: Object) -> None:
+        old, new = before.owner if before is not None else None, packed.owner
         if old is not None and old != new:
             self._children[old].discard(key)
         if new is not None:
@@ -131,8 +164,8 @@ class Cache:
         if refers or key in self._refers:
             self._refers[key] = refers
 
-    def _unlink(self, key: Key, obj: Object) -> None:
-        owner = owner_of(obj)
+    def _unlink(self, key: Key, gone: _Packed) -> None:
+        owner = gone.owner
         if owner is not None:
             self._children[owner].discard(key)
             if not self._children[owner]:
@@ -172,7 +205,21 @@ def _version(obj: Object) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _slim(obj: Object) -> Object:
-    """The object without managedFields, which are most of its bytes and read by nobody here."""
+def slim(obj: Object) -> Object:
+    """The object without managedFields, which are most of its bytes and read by nobody here, and without what a
+    person's client-side `kubectl apply` leaves: the whole object once more."""
     meta: dict[str, Any] = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
+    if LAST_APPLIED in (meta.get("annotations") or {}):
+        meta["annotations"] = {k: v for k, v in meta["annotations"].items() if k != LAST_APPLIED}
     return {**obj, "metadata": meta}
+
+
+def _interned(value: Any) -> Any:
+    """The same value, in which equal short texts are one and the same."""
+    if isinstance(value, str):
+        return sys.intern(value) if type(value) is str and len(value) <= INTERNED else value
+    if isinstance(value, dict):
+        return {_interned(k): _interned(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_interned(v) for v in value]
+    return value

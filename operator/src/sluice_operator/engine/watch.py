@@ -11,17 +11,23 @@ from collections.abc import Callable
 from typing import Any
 
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from sluice_contracts.names import LABEL_MANAGED_BY, MANAGED_BY
 
+from sluice_operator.engine.cache import slim
 from sluice_operator.kube.credentials import connection
 from sluice_operator.kube.resources import CHILDREN, OWN, Resource
 from sluice_operator.plan import Object
 
-PAGE = 200
+PAGE = 40
+"""Objects of one request of a first list. kopf lists all kinds at once and holds a page of each, whole and as text."""
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 BACKOFFS = [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]
 """Seconds between kopf's attempts at one request. An API server that is away for longer ends this process; the next one
 begins with a list of everything."""
+IDLE_SECONDS = 0.1
+"""How long kopf's worker of one object waits for its next event. It holds the last one meanwhile, whole: with a second,
+all that a first list brings in a second is in memory at once."""
 GOODBYE_SECONDS = 5.0
 CLOSING_SECONDS = 0.1
 """TLS connections close in a later turn of the loop than the one that asks them to."""
@@ -71,12 +77,23 @@ class Watcher:
         await kopf.operator(
             registry=registry(hand_over),
             settings=settings(self._namespaces),
+            memories=Forgetful(),
             standalone=True,
             clusterwide=not self._namespaces,
             namespaces=self._namespaces,
             stop_flag=self._stop,
         )
         await asyncio.sleep(CLOSING_SECONDS)
+
+
+class Forgetful(ResourceMemories):
+    """kopf keeps a record of each object it has seen, for handlers that we do not register: here it keeps none.
+
+    The parameter is kopf's public one, the class is not: a test with the locked version watches that this holds."""
+
+    async def recall(self, raw_body: Any, **options: Any) -> ResourceMemory:
+        """A new one for each event."""
+        return await super().recall(raw_body=raw_body, **{**options, "ephemeral": True})
 
 
 def registry(changed: Changed) -> kopf.OperatorRegistry:
@@ -94,11 +111,19 @@ def registry(changed: Changed) -> kopf.OperatorRegistry:
 
 def _register(found: kopf.OperatorRegistry, resource: Resource, changed: Changed) -> None:
     async def handle(event: dict[str, Any], **_: Any) -> None:
-        changed(resource, event["object"], event.get("type") == "DELETED")
+        changed(resource, *take(event))
 
     name = f"{resource.plural}.{resource.group}"
     group = resource.group or ""
     kopf.on.event(group, resource.version, resource.plural, id=name, registry=found)(handle)  # type: ignore[arg-type]
+
+
+def take(event: dict[str, Any]) -> tuple[Object, bool]:
+    """The object of an event, and whether it was deleted. The event keeps only a stub: kopf's worker holds it while it
+    waits for another one, and a first list brings thousands."""
+    obj = event["object"]
+    event["object"] = {"metadata": {name: obj["metadata"].get(name) for name in ("uid", "resourceVersion")}}
+    return slim(obj), event.get("type") == "DELETED"
 
 
 def settings(namespaces: tuple[str, ...]) -> kopf.OperatorSettings:
@@ -110,7 +135,7 @@ def settings(namespaces: tuple[str, ...]) -> kopf.OperatorSettings:
     found.networking.error_backoffs = BACKOFFS
     found.watching.connect_timeout = 10
     found.queueing.exit_timeout = 0.5
-    found.queueing.idle_timeout = 1.0
+    found.queueing.idle_timeout = IDLE_SECONDS
     found.watching.chunk_size = PAGE
     found.scanning.disabled = bool(namespaces)
     for resource in CHILDREN:

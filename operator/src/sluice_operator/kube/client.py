@@ -21,7 +21,7 @@ Json = dict[str, Any]
 Versions = list[int]
 
 DEADLINE = aiohttp.ClientTimeout(total=30, connect=10)
-PAGE = 200
+PAGE = 100
 """Objects a list request: keeps the spike in memory small on both sides."""
 ATTEMPTS = 4
 RETRIED = {429, 500, 502, 503, 504}
