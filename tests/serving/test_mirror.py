@@ -247,7 +247,7 @@ def test_likeness_falls_with_what_differs() -> None:
     far = similarity(text, "Your invoice was sent on Monday.")
     assert 1 > near > 0.7 > 0.3 > far > 0
     assert similarity("abc", "xyz") == 0
-    # n-grams of "ab": a, b, ab; of "abc": a, b, c, ab, bc, abc. Precision (2/2 + 1/1 + 0) / 3, recall (2/3 + 1/2 + 0) / 3
+    # "ab" has a, b, ab; "abc" has a, b, c, ab, bc, abc. Precision (2/2 + 1/1 + 0) / 3, recall (2/3 + 1/2 + 0) / 3.
     assert similarity("ab", "abc") == pytest.approx(2 * (2 / 3) * (7 / 18) / (2 / 3 + 7 / 18))
 
 
