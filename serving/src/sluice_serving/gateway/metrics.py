@@ -2,7 +2,7 @@
 gateway-metrics.md lists the same, and a test compares them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from prometheus_client.core import (
@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from sluice_contracts.analysis import COARSE, COST_EDGES, LATENCY_EDGES, TOKEN_EDGES, Histogram
 from sluice_contracts.analysis_rows import to_rows
 
+from sluice_serving.gateway.cache import ResponseCache
 from sluice_serving.gateway.observations import Observations, Sum, Totals
 
 
@@ -29,6 +30,7 @@ class Gauges:
     interactions_waiting: int
     interactions_dropped: int
     ready: bool
+    cache: ResponseCache = field(default_factory=ResponseCache)
 
 
 Values = Iterable[tuple[tuple[str, ...], float]]
@@ -139,6 +141,19 @@ FAMILIES: tuple[Counted | Distribution | Mean, ...] = (
         lambda seen, _: (((reason,), n) for reason, n in seen.rejected.items()),
     ),
     Counted("sluice_fallback_answers", "Answers from the template.", (), lambda seen, _: [((), seen.fallbacks)]),
+    Counted(
+        "sluice_cache",
+        "Requests whose answer could be kept: hit, miss, bypass.",
+        ("result",),
+        lambda _, gauges: [
+            (("hit",), gauges.cache.hits),
+            (("miss",), gauges.cache.misses),
+            (("bypass",), gauges.cache.bypassed),
+        ],
+    ),
+    Counted("sluice_cache_evicted", "Kept answers that went to make room.", (), lambda _, g: [((), g.cache.evicted)]),
+    Counted("sluice_cache_entries", "Answers kept.", (), lambda _, g: [((), len(g.cache))], gauge=True),
+    Counted("sluice_cache_bytes", "Memory of the answers kept.", (), lambda _, g: [((), g.cache.bytes)], gauge=True),
     Counted("sluice_upstream_retries", "Requests asked again of an engine.", (), lambda seen, _: [((), seen.retries)]),
     Counted("sluice_in_flight", "Requests an engine works on.", VERSION, _present(lambda g: g.in_flight), gauge=True),
     Counted("sluice_waiting", "Requests in the queue.", VERSION, _present(lambda g: g.waiting), gauge=True),

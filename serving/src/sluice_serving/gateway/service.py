@@ -21,6 +21,7 @@ from sluice_serving.gateway.accounting import Accounting, Visit
 from sluice_serving.gateway.admission import Lane, LaneClosed, Overloaded
 from sluice_serving.gateway.answers import read_counts
 from sluice_serving.gateway.asgi import Disconnected, header, read_body, send_body, send_start, until_disconnect
+from sluice_serving.gateway.cache import Kept, Lookup, ResponseCache
 from sluice_serving.gateway.completion import Completion, Kind, read_completion
 from sluice_serving.gateway.errors import ApiError, EngineFailed
 from sluice_serving.gateway.events import BrokenStream, error_event, stream_reader
@@ -61,6 +62,8 @@ class Exchange:
     """Key, budgets and record; None until the request is let in."""
     user: str | None = None
     person: str | None = None
+    lookup: Lookup | None = None
+    """None: its answer is not one to keep."""
     backend: Backend | None = None
     request_bytes: int = 0
     route: str = "none"
@@ -93,6 +96,7 @@ class Gateway:
         self.draining = False
         self.lanes: dict[str, Lane] = {}
         self.holding = Holding(upstream.look, self.lanes, probe_seconds)
+        self.cache = ResponseCache()
         self._retry_budget = RetryBudget()
         self._request_timeout = request_timeout
 
@@ -108,6 +112,7 @@ class Gateway:
         for name in self.lanes.keys() - names:
             self.lanes.pop(name).close()
         self.holding.follow(table)
+        self.cache.follow(table.cache)
         weights = ", ".join(f"{b.model_version} {b.weight}%{'' if b.ready else ' (not ready)'}" for b in table.backends)
         logger.info("routing: %s (window %s)", weights or "no version", table.window or "-")
 
@@ -125,6 +130,7 @@ class Gateway:
             interactions_waiting=self.interactions.waiting,
             interactions_dropped=self.interactions.dropped,
             ready=self.ready,
+            cache=self.cache,
         )
 
     async def authenticate(self, scope: Scope) -> Caller:
@@ -145,6 +151,7 @@ class Gateway:
             priced = all(b.price is not None for b in table.backends)
             exchange.visit = await self.accounting.begin(caller, completion, scope, send, priced=priced)
             completion, send = exchange.visit.completion, exchange.visit.send
+            exchange.lookup = self.cache.begin(exchange.tenant, completion, header(scope, b"cache-control"))
         except ApiError as error:
             await self._refuse(exchange, error, send)
             return
@@ -233,6 +240,9 @@ class Gateway:
             backend = self.holding.choose([b for b in table.backends if b.model_version not in tried], exchange.person)
             if backend is None:
                 break
+            if exchange.lookup is not None and (kept := exchange.lookup.find(backend)) is not None:
+                await self._from_cache(exchange, backend, completion, kept, send)
+                return
             lane = self.lanes[backend.model_version]
             came = time.monotonic()
             patience = self.holding.patience(backend, table)
@@ -252,7 +262,10 @@ class Gateway:
             exchange.route = "failover" if tried else "split"
             exchange.outcome = None
             try:
-                await self._from_version(exchange, backend, completion, send, ATTEMPTS if not tried else 1)
+                passing = exchange.lookup.copying(send) if exchange.lookup else send
+                await self._from_version(exchange, backend, completion, passing, ATTEMPTS if not tried else 1)
+                if exchange.lookup and (made := exchange.outcome) is not None:
+                    exchange.lookup.keep(made.prompt_tokens, made.output_tokens, made.finish_reason)
                 return
             except EngineFailed as error:
                 label = "unavailable" if error.unavailable else "engine_error"
@@ -291,7 +304,9 @@ class Gateway:
             try:
                 async with self.upstream.ask(url, completion.body, exchange.id) as response:
                     if completion.stream:
-                        await self._pass_stream(exchange, backend, completion, chunks_of(response), asked, send, listener)
+                        await self._pass_stream(
+                            exchange, backend, completion, chunks_of(response), asked, send, listener
+                        )
                     else:
                         body = await read_answer(response)
                         await self._pass_whole(exchange, backend, completion, body, asked, send, listener)
@@ -385,6 +400,21 @@ class Gateway:
         )
         await send_body(send, b"", more=False)
 
+    async def _from_cache(
+        self, exchange: Exchange, backend: Backend, completion: Completion, kept: Kept, send: Send
+    ) -> None:
+        """Give the kept answer. It says nothing of how the version does today: it counts neither for nor against it."""
+        exchange.backend, exchange.route, exchange.started = backend, "cache", True
+        exchange.outcome = Outcome(
+            failed=False,
+            label="cached",
+            prompt_tokens=kept.prompt_tokens,
+            output_tokens=kept.output_tokens,
+            finish_reason=kept.finish_reason,
+        )
+        await send_start(send, 200, kept.content_type, self._headers(exchange, backend, completion), len(kept.body))
+        await send_body(send, kept.body, more=False)
+
     async def _from_template(self, exchange: Exchange, completion: Completion, send: Send) -> bool:
         """Answer with the pool's template, marked as such. False if there is none."""
         table = self.table
@@ -409,6 +439,8 @@ class Gateway:
             (b"x-sluice-lineage", backend.lineage.encode("latin-1", "replace")),
             *_identity(exchange),
         ]
+        if exchange.lookup is not None:
+            headers.append((b"x-sluice-cache", exchange.lookup.word.encode()))
         if completion.clamped is not None:
             headers.append((b"x-sluice-max-output-tokens", str(completion.clamped).encode()))
         return headers
@@ -426,7 +458,7 @@ class Gateway:
     def _record(self, exchange: Exchange, table: RoutingTable) -> None:
         outcome = exchange.outcome or Outcome(failed=True, label="internal_error")
         backend = exchange.backend
-        if backend is not None and outcome.label not in {"client_error", "rejected"}:
+        if backend is not None and outcome.label not in {"client_error", "rejected", "cached"}:
             self.observations.record(backend.model_version, table.window, outcome, exchange.request_bytes)
         assert exchange.visit is not None
         interaction = Interaction(
