@@ -1,6 +1,7 @@
 """What the children look like: pods, gateway, engines, settings."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from sluice_operator.children.pods import overlay
 from sluice_operator.children.rayservice import Version, ray_service
 from sluice_operator.children.routes import routing_table
 from sluice_operator.settings import SettingsError, from_environment
+from sluice_serving.gateway.main import FLUSH_SECONDS
+from sluice_serving.gateway.settings import Settings as GatewaySettings
 
 
 def test_quantities() -> None:
@@ -115,6 +118,23 @@ def test_a_cache_reaches_the_gateways_with_the_memory_it_needs(make: Any) -> Non
         assert (told and (told.max_entries, told.max_bytes, told.ttl_seconds)) == route
         pod = gateway_objects(make.meta("chat"), spec, make.settings())[-1][1]["spec"]["template"]["spec"]
         assert pod["containers"][0]["resources"]["limits"] == {"memory": memory}
+
+
+def test_the_limits_reach_the_gateways_as_they_are_written(make: Any) -> None:
+    limits = {"maxOutputTokens": 77, "outputTokenPolicy": "refuse", "inFlightPerReplica": 4, "queue": 9}
+    spec = make.pool_spec(limits=limits | {"queueTimeout": "2m", "maxRequestBytes": 4096})
+    told = routing_table(make.meta("chat"), spec, [], "").limits
+    assert (told.max_output_tokens, told.output_token_policy) == (77, "refuse")
+    assert (told.in_flight_per_replica, told.queue, told.queue_timeout_seconds) == (4, 9, 120)
+    assert told.max_request_bytes == 4096
+
+
+def test_a_gateways_pod_has_time_to_let_every_answer_end(make: Any) -> None:
+    gateway = GatewaySettings(keys_dir=Path("/keys"))
+    deployment = gateway_objects(make.meta("chat"), make.pool_spec(), make.settings())[-1][1]
+    grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert gateway.drain_seconds >= gateway.request_timeout
+    assert grace >= gateway.drain_delay + gateway.drain_seconds + FLUSH_SECONDS
 
 
 class TestSettings:

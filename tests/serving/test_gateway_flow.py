@@ -45,6 +45,21 @@ def test_as_the_weight_grows_a_person_moves_to_the_candidate_at_most_once(weight
     assert names == sorted(names, reverse=True)  # first stable, then candidate, never back
 
 
+@given(
+    st.lists(st.integers(1, 97), min_size=3, max_size=3), st.integers(0, 2), st.integers(1, 100), st.text(max_size=40)
+)
+def test_of_three_versions_only_the_one_that_grows_gains_people(
+    weights: list[int], grows: int, by: int, person: str
+) -> None:
+    names = ["v1", "v2", "v3"]
+    before = choose([version(n, w) for n, w in zip(names, weights, strict=True)], person)
+    weights[grows] = min(100, weights[grows] + by)
+    after = choose([version(n, w) for n, w in zip(names, weights, strict=True)], person)
+    assert before is not None
+    assert after is not None
+    assert after.model_version in {before.model_version, names[grows]}
+
+
 @given(st.text(max_size=40), st.integers(0, 100))
 def test_the_order_of_the_table_does_not_matter(person: str, weight: int) -> None:
     a, b = version("stable", 100 - weight), version("candidate", weight)

@@ -93,6 +93,8 @@ def _encoded(request: dict[str, Any]) -> bytes:
         raise ApiError(400, "The body holds text that is not valid Unicode.", code="invalid_unicode") from None
     except ValueError:
         raise ApiError(400, "The body holds a number that is out of range.", code="invalid_value") from None
+    except RecursionError:
+        raise ApiError(400, "The body is nested too deeply.", code="invalid_json") from None
 
 
 def _check_model(named: object, model: str) -> None:
