@@ -481,6 +481,12 @@ def test_what_exists_is_accepted(api: Any, changes: Changes) -> None:
 
 
 @pytest.mark.apiserver
+def test_a_pool_may_scale_to_zero(api: Any) -> None:
+    for replicas in ({"min": 0}, {"min": 0, "max": 4, "warm": 1, "scaleToZero": {"idle": "5m", "wakeTimeout": "0s"}}):
+        api.accepted(changed(POOL, {"metadata.name": "good", "spec.replicas": replicas}))
+
+
+@pytest.mark.apiserver
 @pytest.mark.parametrize(
     ("accelerator", "topology", "hosts", "more"),
     [

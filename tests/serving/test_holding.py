@@ -6,6 +6,7 @@ from typing import Any
 import openai
 import pytest
 from sluice_contracts.routing import RoutingLimits, Waking
+from sluice_serving.gateway.wake import Sleepers
 
 MODEL = "support-bot"
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -57,11 +58,38 @@ class TestSleep:
         counts = (await gateway.analysis())["versions"]["v1"]
         assert (counts["requests"], counts["errors"]) == (3, 0)
         assert counts["ttft"]["total"] < 1, "what the engine took, not what waking took"
+        assert counts["queue"]["total"] < 1, "and not the queue's fault either"
         assert await metric(gateway, 'sluice_wakes_total{result="woke"}') == 1
         assert 1 <= await metric(gateway, "sluice_cold_start_seconds") < 40, "what was seen, not what was believed"
         async with gateway.chat() as got:
             assert got.status == 200
         assert sleeping.questions == 1, "it has just answered"
+
+    async def test_a_request_has_its_own_time_once_the_engine_is_up(
+        self, start_gateway: Any, sleeping: Any, served: Any
+    ) -> None:
+        gateway = await start_gateway(request_timeout=0.5)
+        await gateway.route(served(sleeping, may_sleep=True), waking=PATIENT)
+        asking = asyncio.create_task(gateway.openai().chat.completions.create(model=MODEL, messages=HI))
+        # It is said to sleep after 1 s: longer than a request may take.
+        await until(lambda: metric(gateway, 'sluice_asleep{version="v1"}'), "it is known to sleep")
+        sleeping.asleep.set()
+        assert (await asking).choices
+
+    async def test_each_answer_shows_that_the_engine_is_awake(
+        self, gateway: Any, engines: Any, served: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[str] = []
+        monkeypatch.setattr(Sleepers, "answered", lambda _, url: seen.append(url))
+        engine = await engines()
+        await gateway.route(served(engine, may_sleep=True), waking=PATIENT)
+        async with gateway.chat() as got:
+            assert got.status == 200
+        assert seen == [engine.url] * 2, "the question, and the request"
+        engine.status = 400
+        async with gateway.chat() as got:
+            assert got.status == 400
+        assert seen == [engine.url] * 3, "the question"
 
     async def test_a_full_queue_says_when_the_engine_should_be_up(
         self, gateway: Any, sleeping: Any, served: Any
