@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from sluice_contracts.adapters import AdapterRank
 from sluice_contracts.base import Contract, Digest, Duration, Name, ShortText, Text, Timestamp
 from sluice_contracts.gateway_data import GatewayAuth, Interactions
 from sluice_contracts.hardware import ReplicaHardware
@@ -66,6 +67,16 @@ class Replicas(Contract):
     """None with `min` 0: all its defaults."""
 
 
+class Adapters(Contract):
+    """Room in each engine for LoRA adapters beside the weights it runs. It costs memory and some speed, so it is only
+    made where it is asked for."""
+
+    slots: Annotated[int, Field(ge=2, le=16)] = 2
+    """Adapters that requests of one batch may name: stable's and a candidate's."""
+    max_rank: AdapterRank = 16
+    """The highest rank there is room for. A version with a higher one gets engines of its own."""
+
+
 class Engine(Contract):
     """Arguments of the engine that runs the model."""
 
@@ -73,6 +84,8 @@ class Engine(Contract):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     args: Annotated[dict[str, Annotated[str, StringConstraints(max_length=256)]], Field(max_length=32)] = {}
     """Further engine arguments by their vLLM names; values are read as JSON where they are JSON."""
+    adapters: Adapters | None = None
+    """A candidate that is an adapter on the very version that the engines run is then tried on the same pods."""
 
 
 class ServingLimits(Contract):
@@ -353,6 +366,13 @@ class InferencePoolSpec(Contract):
     pod_template: PodTemplate | None = None
 
 
+class ServedBase(Contract):
+    """The version whose engines an adapter runs on."""
+
+    model_version: ObjectName
+    manifest_digest: Digest
+
+
 class ServedVersion(Contract):
     """One version and the RayService that serves it."""
 
@@ -360,6 +380,8 @@ class ServedVersion(Contract):
     lineage: ShortText
     manifest_digest: Digest
     ray_service: ObjectName
+    base: ServedBase | None = None
+    """Set where the version is served as an adapter, on the engines of this other one."""
     ready: bool = False
     since: Timestamp | None = None
 
@@ -423,8 +445,8 @@ class RolloutNeeds(Contract):
     """What a rollout takes while it lasts, beside what runs without it."""
 
     accelerator: ShortText
-    replicas: Annotated[int, Field(ge=1)]
-    """Machines of the candidate, warm ones included, when it starts."""
+    replicas: Annotated[int, Field(ge=0)]
+    """Machines of the candidate, warm ones included, when it starts; 0 for an adapter on engines that run."""
     accelerators: Annotated[int, Field(ge=0)]
     """GPUs or TPU chips of those; 0 on CPU."""
     accelerators_at_most: Annotated[int, Field(ge=0)]

@@ -14,7 +14,8 @@ class Artifact(Contract):
 
     path: RelativePath
     role: Literal["served", "device", "adapter", "report"]
-    """served: what vLLM loads (safetensors, tokenizer, config). device: a GGUF. adapter: LoRA weights."""
+    """served: what vLLM loads (safetensors, tokenizer, config). device: a GGUF. adapter: LoRA weights, to
+    be laid over the base."""
     quantization: Quantization | None = None
     size: Annotated[int, Field(ge=0)]
     sha256: Digest
@@ -74,3 +75,8 @@ class Manifest(Contract):
     def device(self) -> list[Artifact]:
         """The GGUF files for devices."""
         return [a for a in self.artifacts if a.role == "device"]
+
+    def adapter(self) -> list[Artifact]:
+        """The LoRA weights and their configuration, in PEFT's layout, for engines that run the version with digest
+        `base_digest`. Empty where the weights were changed otherwise, or adapter and merged weights differ too much."""
+        return [a for a in self.artifacts if a.role == "adapter"]

@@ -137,6 +137,8 @@ class BuildsOn(Contract):
     """Of the base's manifest, or of its weights where it has none."""
     adapter: bool = False
     """It is of no use without the base's files."""
+    rank: Annotated[int, Field(ge=1)] | None = None
+    """Of the LoRA adapter that it can be served as beside that base; absent where it cannot."""
 
 
 class RetentionStatus(Contract):

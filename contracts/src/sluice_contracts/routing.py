@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from sluice_contracts.adapters import EngineModel
 from sluice_contracts.base import Contract, Digest, Name, ShortText
 from sluice_contracts.kubernetes import ObjectName
 
@@ -28,6 +29,9 @@ class Backend(Contract):
     manifest_digest: Digest
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^ ]+$", max_length=512)]
     """Base URL of the engine's OpenAI API, without `/v1`."""
+    engine_model: EngineModel | None = None
+    """What the engine calls the version where that is not the pool's model: an adapter beside its base. Two versions
+    may then have one URL."""
     weight: Annotated[int, Field(ge=0, le=100)]
     replicas: Annotated[int, Field(ge=1, le=1000)] = 1
     ready: bool = True
