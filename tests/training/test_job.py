@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sluice_contracts.base import sha256
+from sluice_contracts.base import canonical_json, sha256
 from sluice_contracts.evaluation import EvaluationReport, ParityReport
 from sluice_contracts.job import JobConfig, JobOutcome, JobResult
 from sluice_contracts.manifest import Manifest
@@ -173,6 +173,35 @@ def test_a_version_is_compared_with_the_stable_one(make_job: MakeJob) -> None:
     refused = here(other)
     assert refused.result is JobResult.INVALID_INPUT
     assert "use the same evaluation.examples" in refused.message
+
+
+def test_an_adapter_is_listed_beside_the_merged_weights_where_it_is_as_good(make_job: MakeJob) -> None:
+    stable = here(make_job())
+    recipe = {"method": "lora", "steps": 3, "batchSize": 4, "sequenceLength": 96, "lora": {"rank": 4, "alpha": 8}}
+    config = make_job(version=stable.manifest, recipe=recipe)
+
+    def manifest(job: JobConfig) -> Manifest:
+        outcome = here(job)
+        assert outcome.manifest is not None, outcome.message
+        return Manifest.model_validate_json(read_bytes(outcome.manifest.uri, outcome.manifest.digest))
+
+    made = manifest(config)
+    assert stable.manifest is not None
+    assert made.base_digest == stable.manifest.digest
+    names = ["export/adapter/adapter_config.json", "export/adapter/adapter_model.safetensors"]
+    assert [a.path for a in made.adapter()] == names
+    assert len(made.served()) == 5, "engines of its own load the merged weights"
+    assert made.device(), "and devices get merged files"
+    assert json.loads((folder(config) / names[0]).read_bytes())["base_model_name_or_path"] == stable.manifest.digest
+    assert "an adapter of rank 4" in (folder(config) / "model_card.md").read_text()
+
+    summary = json.loads((folder(config) / "training.json").read_bytes()) | {"adapter": {"mean_kld": 2, "same_top": 1}}
+    trained = Markers(config.run_uri).put("training.json", canonical_json(summary))
+    marker = json.loads((folder(config) / "stages/train.json").read_bytes())
+    marker["files"] = [f for f in marker["files"] if f["path"] != trained.path] + [trained.wire()]
+    (folder(config) / "stages/train.json").write_bytes(canonical_json(marker))
+    (folder(config) / "outcome.json").unlink()
+    assert manifest(config).adapter() == [], "one that says other things than what was evaluated is not offered"
 
 
 def test_a_job_that_died_after_training_goes_on_without_training(

@@ -1,5 +1,6 @@
 """Training resumes exactly, two workers learn what one learns, and the optimiser does what its papers say."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,18 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from sluice_contracts.base import sha256
+from sluice_contracts.dataset import Message
 from sluice_contracts.job import JobConfig
 from sluice_storage import open_store
 from sluice_training.errors import InvalidInputError
 from sluice_training.job.inputs import find_inputs
 from sluice_training.job.train_stage import train_here
+from sluice_training.learn.adapters import fidelity
 from sluice_training.learn.checkpoints import Checkpoints, State
 from sluice_training.learn.device import cpu_has_bf16
 from sluice_training.learn.loop import Logged
 from sluice_training.learn.optimizer import Schedule, orthogonalised
 from sluice_training.learn.worker import Worker
+from sluice_training.model import files
 from torch import Tensor
 
 MakeJob = Callable[..., JobConfig]
@@ -85,6 +90,32 @@ def test_training_changes_the_weights_and_another_seed_changes_them_otherwise(ma
     first = run(make_job())
     recipe = {"method": "scratch", "steps": 6, "batchSize": 4, "sequenceLength": 96, "seed": 8}
     assert not equal(first, run(make_job(recipe=recipe)))
+
+
+def test_an_adapter_on_its_base_says_what_the_merged_weights_say(make_any_job: MakeJob, untrained: Path) -> None:
+    """Read back from its files by PEFT itself, as somebody else would."""
+    config = make_any_job("lora")
+    run(config)
+    folder = Path(config.run_uri.removeprefix("file://")) / "export"
+    assert sorted(p.name for p in (folder / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    merged, _ = files.load(folder / "safetensors")
+    base, tokenizer = files.load(untrained)
+    adapted = inject_adapter_in_model(LoraConfig.from_pretrained(folder / "adapter"), files.load(untrained)[0])
+    loaded = set_peft_model_state_dict(adapted, load_file(folder / "adapter" / "adapter_model.safetensors"))
+    assert not loaded.unexpected_keys
+    ids = torch.tensor([tokenizer.prompt([Message(role="user", content="How do I reset my password?")])])
+    with torch.inference_mode():
+        said = [model.eval()(ids).log_softmax(-1) for model in (merged, adapted, base)]
+    near = fidelity(said[0].flatten(0, 1), said[1].flatten(0, 1))
+    far = fidelity(said[0].flatten(0, 1), said[2].flatten(0, 1))
+    assert near.mean_kld < 1e-4
+    assert far.mean_kld > 10 * near.mean_kld, "the adapter does something"
+    summary = json.loads((folder.parent / "training.json").read_bytes())["adapter"]
+    assert summary["mean_kld"] < 1e-4
+    assert summary["same_top"] > 0.99
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ def model_card(manifest: Manifest, report: EvaluationReport, parity: ParityRepor
         f"| dataset | `{manifest.dataset.run_id}` |",
         f"| device signals | {manifest.dataset.signals_digest or 'none'} |",
         f"| fine-tuned from | {manifest.base_lineage or 'nothing: trained from scratch'} |",
+        f"| served as | {_served_as(manifest)} |",
         f"| code | `{manifest.code.git_sha}` |",
         "",
         "## Held-out evaluation",
@@ -59,3 +60,10 @@ def model_card(manifest: Manifest, report: EvaluationReport, parity: ParityRepor
         "",
     ]
     return "\n".join(lines)
+
+
+def _served_as(manifest: Manifest) -> str:
+    lora = manifest.recipe.lora
+    if lora is None or not manifest.adapter():
+        return "its own weights"
+    return f"merged weights, or an adapter of rank {lora.rank} on the version it was fine-tuned from"

@@ -1,5 +1,6 @@
 """The last stage: manifest.json, which ties everything together, and the model card."""
 
+import json
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -8,14 +9,27 @@ from sluice_contracts.evaluation import EvaluationReport, ParityReport
 from sluice_contracts.job import MANIFEST_FILE, PARITY_FILE, REPORT_FILE, JobConfig
 from sluice_contracts.manifest import Artifact, CodeProvenance, DatasetProvenance, EvaluationProvenance, Manifest
 from sluice_contracts.training_run import ManifestReference
-from sluice_storage import join, open_store
+from sluice_storage import join, open_store, read_bytes
 
 from sluice_training.job.card import model_card
 from sluice_training.job.inputs import Inputs
 from sluice_training.job.stages import Marker, Markers, StageFile
+from sluice_training.job.train_stage import ADAPTER_FOLDER, SERVED_FOLDER, SUMMARY_FILE
 
 CARD_FILE = "model_card.md"
 LIBRARIES = ("torch", "peft", "ray", "tokenizers", "gguf", "xllamacpp")
+
+
+def adapter_is_faithful(config: JobConfig, trained: Marker) -> bool:
+    """Whether the adapter on its base comes as near to the merged weights, which were evaluated, as a quantised file
+    must. One that does not is not offered: the version is then served from its merged weights alone."""
+    summary = json.loads(read_bytes(join(config.run_uri, SUMMARY_FILE), _digest_of(trained, SUMMARY_FILE)))
+    found, limits = summary["adapter"], config.spec.export.parity
+    return bool(found["mean_kld"] <= limits.max_mean_kld and found["same_top"] >= limits.min_same_top)
+
+
+def _digest_of(marker: Marker, path: str) -> str:
+    return next(f.sha256 for f in marker.files if f.path == path)
 
 
 def write_manifest(
@@ -32,7 +46,12 @@ def write_manifest(
     served = [
         Artifact(path=f.path, role="served", size=f.size, sha256=f.sha256)
         for f in trained.files
-        if f.path.startswith("export/")
+        if f.path.startswith(f"{SERVED_FOLDER}/")
+    ]
+    adapter = [
+        Artifact(path=f.path, role="adapter", size=f.size, sha256=f.sha256)
+        for f in trained.files
+        if f.path.startswith(f"{ADAPTER_FOLDER}/") and adapter_is_faithful(config, trained)
     ]
     device = [
         Artifact(path=f.path, role="device", quantization=q, size=f.size, sha256=f.sha256)
@@ -61,7 +80,7 @@ def write_manifest(
         ),
         parity_uri=join(config.run_uri, PARITY_FILE),
         parity_digest=parity_file.sha256,
-        artifacts=[*served, *device],
+        artifacts=[*served, *adapter, *device],
         created_at=timestamp(datetime.now(UTC)),
     )
     card = Markers(config.run_uri).put(CARD_FILE, model_card(manifest, report, parity).encode())

@@ -1,21 +1,27 @@
 """The train stage: from data and base to the served files, in this process or on Ray's workers.
 
-The result is the folder export/safetensors/, in bfloat16: what is evaluated afterwards is exactly what is served.
+The result is the folder export/safetensors/, in bfloat16: what is evaluated afterwards is exactly what is served. With
+method lora also export/adapter/, for engines that run the base already; how near the two come to each other is measured
+and kept in training.json.
 """
 
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sluice_contracts.base import canonical_json
 from sluice_contracts.job import JobConfig
+from torch import Tensor, nn
 
 from sluice_training.job.inputs import Inputs, find_inputs, prepare, training_identity
 from sluice_training.job.progress import ProgressWriter
 from sluice_training.job.stages import Markers
 from sluice_training.job.workspace import Workspace
+from sluice_training.learn import adapters
 from sluice_training.learn.checkpoints import Checkpoints
 from sluice_training.learn.device import find_compute, use_cpus
 from sluice_training.learn.loop import Logged, mean_loss, train
@@ -24,6 +30,7 @@ from sluice_training.model import files
 
 STAGE = "train"
 SERVED_FOLDER = "export/safetensors"
+ADAPTER_FOLDER = "export/adapter"
 SUMMARY_FILE = "training.json"
 MAX_RESTARTS = 3
 """Times that Ray Train starts the workers again within one job."""
@@ -53,7 +60,17 @@ def train_here(
     prepared = prepare(config, inputs)
     identity = training_identity(config, inputs)
     checkpoints = Checkpoints(config.run_uri, identity, config.spec.checkpoint.keep)
+    compared = prepared.val or prepared.train
+    said_by_adapter: list[Tensor] = []
     with ExitStack() as stack:
+        temporary = stack.enter_context(tempfile.TemporaryDirectory())
+        workspace = Workspace(config.run_uri, Path(temporary))
+
+        def keep_adapter(adapted: nn.Module) -> None:
+            if worker.leads and recipe.lora is not None:
+                adapters.save(adapted, recipe.lora, inputs.base_digest, workspace.path(ADAPTER_FOLDER))
+                said_by_adapter.append(adapters.log_probabilities(adapted, compared, compute.device))
+
         on_log: Callable[[Logged], None] = _nothing
         if worker.leads:
             resumed = checkpoints.newest()
@@ -71,29 +88,33 @@ def train_here(
             config.spec.checkpoint,
             on_log,
             on_checkpoint,
+            keep_adapter,
         )
-    if not worker.leads:
-        return
-    summary = {
-        "method": recipe.method.value,
-        "steps": recipe.steps,
-        "parameters": model.shape.parameters(),
-        "packedRows": prepared.train.rows,
-        "fill": round(prepared.train.fill, 4),
-        "truncatedChats": prepared.train.truncated,
-        "validationLoss": round(mean_loss(model, prepared.val, compute), 5) if prepared.val else None,
-        "precision": str(compute.dtype).removeprefix("torch."),
-        "device": compute.device.type,
-        "threads": threads,
-        "workers": worker.world,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    with tempfile.TemporaryDirectory() as temporary:
-        workspace = Workspace(config.run_uri, Path(temporary))
+        if not worker.leads:
+            return
+        adapters.round_to_bfloat16(model, trained_only=False)  # what its files hold is what is measured
+        summary: dict[str, Any] = {
+            "method": recipe.method.value,
+            "steps": recipe.steps,
+            "parameters": model.shape.parameters(),
+            "packedRows": prepared.train.rows,
+            "fill": round(prepared.train.fill, 4),
+            "truncatedChats": prepared.train.truncated,
+            "validationLoss": round(mean_loss(model, prepared.val, compute), 5) if prepared.val else None,
+            "precision": str(compute.dtype).removeprefix("torch."),
+            "device": compute.device.type,
+            "threads": threads,
+            "workers": worker.world,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        written = [f"{SERVED_FOLDER}/{name}" for name in files.SERVED_FILES]
+        if said_by_adapter:
+            whole = adapters.log_probabilities(model, compared, compute.device)
+            summary["adapter"] = asdict(adapters.fidelity(whole, said_by_adapter[0]))
+            written += [f"{ADAPTER_FOLDER}/{name}" for name in adapters.ADAPTER_FILES]
         files.save(model.cpu(), prepared.tokenizer, workspace.path(SERVED_FOLDER))
         workspace.path(SUMMARY_FILE).write_bytes(canonical_json(summary))
-        made = [workspace.upload(f"{SERVED_FOLDER}/{name}") for name in files.SERVED_FILES]
-        made.append(workspace.upload(SUMMARY_FILE))
+        made = [workspace.upload(path) for path in [*written, SUMMARY_FILE]]
     Markers(config.run_uri).write(STAGE, identity, made)
 
 

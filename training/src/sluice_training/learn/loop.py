@@ -10,7 +10,7 @@ from sluice_contracts.training_run import CheckpointPolicy, Method, Recipe
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sluice_training.learn.adapters import adapted, merged
+from sluice_training.learn.adapters import adapted, merged, round_to_bfloat16
 from sluice_training.learn.checkpoints import Checkpoints, State
 from sluice_training.learn.device import Compute
 from sluice_training.learn.optimizer import Optimizers, Schedule, for_adapters, for_all_weights
@@ -55,6 +55,10 @@ def loss_sum(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     return F.cross_entropy(logits.float(), chosen, reduction="sum", ignore_index=IGNORE), learned
 
 
+def _nothing(model: nn.Module) -> None:
+    """Nobody wants the adapter."""
+
+
 def train(
     model: Llama,
     data: Packed,
@@ -65,10 +69,12 @@ def train(
     policy: CheckpointPolicy,
     on_log: Callable[[Logged], None],
     on_checkpoint: Callable[[Logged], None],
+    on_adapter: Callable[[nn.Module], None] = _nothing,
 ) -> Llama:
     """Train `model` for the recipe's steps, going on from the newest checkpoint, and return it with adapters merged.
 
-    `on_log` is called every few steps by the leading worker; `on_checkpoint` by every worker after each checkpoint.
+    `on_log` is called every few steps by the leading worker; `on_checkpoint` by every worker after each checkpoint;
+    `on_adapter` at the end, with the adapted model, where the method has adapters.
     """
     rate = recipe.learning_rate or PEAK_RATES[recipe.method]
     warmup = min(WARMUP_STEPS, max(1, recipe.steps // 10))
@@ -128,7 +134,11 @@ def train(
             on_checkpoint(logged)
         if done == steps_told:
             since = time.monotonic()
-    return merged(learner) if recipe.method is Method.LORA else model
+    if recipe.method is not Method.LORA:
+        return model
+    round_to_bfloat16(learner, trained_only=True)
+    on_adapter(learner)
+    return merged(learner)
 
 
 @torch.inference_mode()
