@@ -104,7 +104,7 @@ class FakeEngine:
             error = {"message": "the engine says no", "type": "BadRequestError", "param": None, "code": self.status}
             return web.json_response({"error": error}, status=self.status)
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or 16
-        words = self.words[:limit]
+        words, name = self.words[:limit], body["model"]
         reason = "stop" if len(words) == len(self.words) else "length"
         usage = {"prompt_tokens": 7, "completion_tokens": len(words), "total_tokens": 7 + len(words)}
         chat = request.path.endswith("chat/completions")
@@ -115,7 +115,8 @@ class FakeEngine:
             )
             kind = "chat.completion" if chat else "text_completion"
             return web.json_response(
-                {"id": "x", "object": kind, "created": 1, "model": MODEL, "choices": [choice], "usage": usage}
+                {"id": "x", "object": kind, "created": 1, "model": name, "choices": [choice], "usage": usage},
+                dumps=lambda answer: json.dumps(answer, separators=(",", ":")),
             )
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
@@ -125,10 +126,10 @@ class FakeEngine:
                 request.transport.close()
                 return response
             last = i == len(words) - 1
-            await self._event(response, self._choice(chat, word + " ", reason if last else None))
+            await self._event(response, name, self._choice(chat, word + " ", reason if last else None))
             await asyncio.sleep(self.word_delay)
         if (body.get("stream_options") or {}).get("include_usage"):
-            await self._event(response, {"choices": [], "usage": usage})
+            await self._event(response, name, {"choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
         return response
 
@@ -138,8 +139,8 @@ class FakeEngine:
         return {"choices": [{"index": 0, "logprobs": None, "finish_reason": reason, **content}]}
 
     @staticmethod
-    async def _event(response: web.StreamResponse, content: dict[str, Any]) -> None:
-        chunk = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": MODEL, **content}
+    async def _event(response: web.StreamResponse, model: str, content: dict[str, Any]) -> None:
+        chunk = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": model, **content}
         await response.write(b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n")
 
 

@@ -12,6 +12,7 @@ from sluice_contracts.routing import Backend, RoutingTable
 
 from sluice_serving.gateway.admission import Lane, Overloaded
 from sluice_serving.gateway.backends import Look, Newcomers
+from sluice_serving.gateway.split import slots
 from sluice_serving.gateway.wake import Asleep, Sleepers
 
 
@@ -74,12 +75,13 @@ class Holding(Collector):
         self.sleepers.close()
 
     def _resize(self) -> None:
-        for backend in self._table.backends if self._table else ():
-            limits = self._table.limits if self._table else None
+        table = self._table
+        for backend in table.backends if table else ():
             lane = self._lanes.get(backend.model_version)
-            if lane is not None and limits is not None:
-                capacity = 0 if self.held(backend) else limits.in_flight_per_replica * backend.replicas
-                lane.resize(capacity, limits.queue)
+            if lane is not None and table is not None:
+                places = table.limits.in_flight_per_replica * backend.replicas
+                capacity = 0 if self.held(backend) else slots(backend, table.backends, places)
+                lane.resize(capacity, table.limits.queue)
 
     def _waiting(self, url: str) -> int:
         backends = self._table.backends if self._table else []

@@ -115,7 +115,7 @@ class Mirror:
     async def _answer(self, path: str, request: dict[str, Any], table: RoutingTable, to: Backend) -> Transcript:
         """The copy's answer, in one piece."""
         copy = {k: v for k, v in request.items() if k not in {"stream", "stream_options"}}
-        copy |= {"model": table.model, "n": 1}
+        copy |= {"model": to.engine_model or table.model, "n": 1}
         body = json.dumps(copy, ensure_ascii=False).encode()
         identity = f"mirror-{secrets.token_hex(8)}"
         async with self._upstream.ask(to.url.rstrip("/") + path, body, identity) as response:

@@ -29,6 +29,7 @@ from sluice_serving.gateway.holding import Holding
 from sluice_serving.gateway.listening import Listener, listen
 from sluice_serving.gateway.metrics import Gauges
 from sluice_serving.gateway.mirror import Asked, Mirror
+from sluice_serving.gateway.naming import for_client, for_engine
 from sluice_serving.gateway.observations import Observations, Outcome
 from sluice_serving.gateway.records import Interaction
 from sluice_serving.gateway.templates import template_answer, template_events
@@ -302,13 +303,13 @@ class Gateway:
             asked = time.monotonic()
             listener = listen(completion.path, completion.body, mirrored=mirrored, window=table.window)
             try:
-                async with self.upstream.ask(url, completion.body, exchange.id) as response:
+                async with self.upstream.ask(url, for_engine(completion.body, backend), exchange.id) as response:
                     if completion.stream:
                         await self._pass_stream(
                             exchange, backend, completion, chunks_of(response), asked, send, listener
                         )
                     else:
-                        body = await read_answer(response)
+                        body = for_client(await read_answer(response), table.model, backend)
                         await self._pass_whole(exchange, backend, completion, body, asked, send, listener)
                 if listener is not None:
                     self._heard(exchange, backend, completion, listener)
@@ -380,7 +381,7 @@ class Gateway:
                         exchange.started = True
                         headers = self._headers(exchange, backend, completion)
                         await send_start(send, 200, b"text/event-stream", headers)
-                    await send_body(send, event, more=True)
+                    await send_body(send, for_client(event, self._table().model, backend), more=True)
                     if listener is not None:
                         listener.feed(event)
                     exchange.events = reader.events

@@ -30,3 +30,14 @@ def choose(backends: Sequence[Backend], person: str | None) -> Backend | None:
     if person is None:
         return random.choices(eligible, [b.weight for b in eligible])[0]
     return max(eligible, key=lambda b: b.weight / -math.log(unit(person, b.manifest_digest)))
+
+
+def slots(backend: Backend, backends: Sequence[Backend], places: int) -> int:
+    """How many of the `places` of its engine are `backend`'s. Versions that share one, an adapter and its base, part
+    them as they part the traffic, each with one at least: so neither waits longer than the other for want of room."""
+    shared = [b for b in backends if b.url == backend.url]
+    heaviest = max(shared, key=lambda b: b.weight)
+    total = sum(b.weight for b in shared) or 1
+    parts = {b.model_version: max(1, places * b.weight // total) for b in shared if b is not heaviest}
+    parts[heaviest.model_version] = max(1, places - sum(parts.values()))
+    return parts[backend.model_version]
