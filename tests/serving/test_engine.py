@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,11 +19,16 @@ from typing import Any
 
 import openai
 import pytest
+from sluice_contracts.adapters import adapter_application, adapter_name
 from sluice_contracts.base import sha256
 from sluice_contracts.routing import Backend, RoutingLimits
 from sluice_devcluster.ports import free_ports
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.timeout(400),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # PEFT asks for it
+]
 
 LINEAGE = "f" * 64
 CONTEXT = 256
@@ -59,17 +65,30 @@ def write_tiny_model(folder: Path) -> None:
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-def write_manifest(run: Path) -> str:
+def write_adapter(base: Path, folder: Path) -> None:
+    """An adapter on the model in `base` as PEFT writes it, random and strong enough to change every answer."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = LoraConfig(r=4, lora_alpha=64, target_modules=linear, init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    (folder / "README.md").unlink()
+
+
+def write_manifest(run: Path, role: str = "served", base: str = "sha256:" + "0" * 64) -> str:
     """The manifest of the files below `run`; its digest."""
     artifacts = [
-        {"path": p.relative_to(run).as_posix(), "role": "served", "size": p.stat().st_size, "sha256": _digest(p)}
+        {"path": p.relative_to(run).as_posix(), "role": role, "size": p.stat().st_size, "sha256": _digest(p)}
         for p in sorted((run / "export").rglob("*"))
         if p.is_file()
     ]
     zero, uri = "sha256:" + "0" * 64, f"file://{run}"
     manifest = {
         "schemaVersion": 1, "model": "support-bot", "lineage": LINEAGE, "trainingRun": "r", "runUri": uri,
-        "dataset": {"runId": "d", "uri": f"{uri}/data", "digest": zero}, "baseDigest": zero,
+        "dataset": {"runId": "d", "uri": f"{uri}/data", "digest": zero}, "baseDigest": base,
         "code": {"gitSha": "0"}, "recipe": {"method": "scratch", "steps": 1},
         "evaluation": {"uri": f"{uri}/e", "digest": zero, "passed": True}, "parityUri": f"{uri}/p",
         "parityDigest": zero, "artifacts": artifacts, "createdAt": "2026-01-01T00:00:00Z",
@@ -91,21 +110,38 @@ class RayCluster:
     dashboard: str
     api: str
 
-    def deploy(self, args: dict[str, Any]) -> tuple[str, str]:
-        """The application's final status, and its message with those of its deployments."""
-        application = {"name": "llm", "import_path": "sluice_serving.app:build", "route_prefix": "/", "args": args}
+    def deploy(self, args: dict[str, Any], *adapters: dict[str, Any]) -> tuple[str, str]:
+        """How the last adapter's application ended, or the engine's where there is none: see `ended`."""
+        applications = [_application("llm", "sluice_serving.app:build", "/", args)]
+        for adapter in adapters:
+            name = adapter_application(adapter["manifestDigest"])
+            applications.append(_application(name, "sluice_serving.adapter_app:build", None, adapter))
         port = int(self.api.rpartition(":")[2])
         options = {"host": "127.0.0.1", "port": port}
-        config = {"proxy_location": "HeadOnly", "http_options": options, "applications": [application]}
+        config = {"proxy_location": "HeadOnly", "http_options": options, "applications": applications}
         self._call("PUT", json.dumps(config).encode())
+        return self.ended(applications[-1]["name"])
+
+    def ended(self, name: str) -> tuple[str, str]:
+        """An application's final status, and its message with those of its deployments."""
         deadline = time.monotonic() + 150
         while True:
-            found = self._call("GET")["applications"].get("llm", {})
+            found = self.application(name)
             if found.get("status") in {"RUNNING", "DEPLOY_FAILED"}:
                 parts = [found["message"], *(d["message"] for d in found["deployments"].values())]
                 return found["status"], "\n".join(parts)
             assert time.monotonic() < deadline, found
             time.sleep(0.2)
+
+    def application(self, name: str) -> dict[str, Any]:
+        """What Ray says of an application."""
+        found: dict[str, Any] = self._call("GET")["applications"].get(name, {})
+        return found
+
+    def replicas(self) -> list[tuple[str, str]]:
+        """Name and state of each engine."""
+        deployment = self.application("llm")["deployments"]["support-bot"]
+        return [(r["replica_id"], r["state"]) for r in deployment["replicas"]]
 
     def _call(self, method: str, body: bytes | None = None) -> dict[str, Any]:
         url = f"{self.dashboard}/api/serve/applications/"
@@ -114,6 +150,10 @@ class RayCluster:
             content = response.read()
         result: dict[str, Any] = json.loads(content) if content else {}
         return result
+
+
+def _application(name: str, path: str, prefix: str | None, args: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "import_path": path, "route_prefix": prefix, "args": args}
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +226,19 @@ def arguments(run: Path, digest: str) -> dict[str, Any]:
     return {
         "model": "support-bot", "modelVersion": "v1", "lineage": LINEAGE, "manifestUri": f"file://{run}/manifest.json",
         "manifestDigest": digest, "maxModelLen": CONTEXT, "maxOngoing": 4,
-        "maxOutputTokens": 40,
+        "maxOutputTokens": 40, "adapterSlots": 2, "maxAdapterRank": 8,
+    }  # fmt: skip
+
+
+def adapter_arguments(run: Path, digest: str, base: str) -> dict[str, Any]:
+    return {
+        "name": adapter_name("support-bot", digest), "model": "support-bot", "modelVersion": "v2", "lineage": LINEAGE,
+        "manifestUri": f"file://{run}/manifest.json", "manifestDigest": digest, "baseDigest": base,
     }  # fmt: skip
 
 
 async def test_a_version_with_the_right_digests_answers_and_others_are_refused(
-    cluster: RayCluster, run: Path, gateway: Any
+    cluster: RayCluster, run: Path, gateway: Any, tmp_path: Path
 ) -> None:
     digest = write_manifest(run)
     began = time.monotonic()
@@ -199,6 +246,7 @@ async def test_a_version_with_the_right_digests_answers_and_others_are_refused(
     assert status == "RUNNING", message
     print(f"\nready after {time.monotonic() - began:.1f} s")
     await _check_answers(cluster, gateway)
+    await _check_adapters(cluster, run, digest, tmp_path)
 
     status, message = await asyncio.to_thread(cluster.deploy, arguments(run, "sha256:" + "1" * 64))
     assert status == "DEPLOY_FAILED"
@@ -256,3 +304,67 @@ def _check_the_contract(gateway: Any) -> None:
         for behaviour in contract.BEHAVIOURS:
             if behaviour.__name__ not in {"tools_are_called_or_refused", "json_schema_output_or_a_refusal"}:
                 behaviour(api)
+
+
+async def _check_adapters(cluster: RayCluster, run: Path, base: str, folder: Path) -> None:
+    """Adapters come and go beside the version that serves, whose engine takes no notice."""
+    right, wrong, foreign = folder / "right", folder / "wrong", folder / "foreign"
+    write_adapter(run / "export" / "safetensors", right / "export" / "adapter")
+    shutil.copytree(right, wrong)
+    shutil.copytree(right, foreign)
+    served, before = arguments(run, base), cluster.replicas()
+    adapter = adapter_arguments(right, write_manifest(right, "adapter", base), base)
+    plain = await _ask(cluster, "support-bot")
+
+    began = time.monotonic()
+    status, message = await asyncio.to_thread(cluster.deploy, served, adapter)
+    assert status == "RUNNING", message
+    print(f"\nadapter answers after {time.monotonic() - began:.1f} s")
+    assert cluster.replicas() == before
+    changed = await _ask(cluster, adapter["name"])
+    assert changed["model"] == adapter["name"]
+    assert changed["choices"][0]["text"] != plain["choices"][0]["text"]
+    assert (await _ask(cluster, "support-bot"))["choices"][0]["text"] == plain["choices"][0]["text"]
+
+    weights = wrong / "export" / "adapter" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    tampered = adapter_arguments(wrong, write_manifest(wrong, "adapter", base), base)
+    data[-1] ^= 3
+    weights.write_bytes(data)
+    stranger = adapter_arguments(foreign, write_manifest(foreign, "adapter", _ANY), base)
+    status, message = await asyncio.to_thread(cluster.deploy, served, adapter, tampered, stranger)
+    assert status == "DEPLOY_FAILED"
+    assert "is an adapter on the version with manifest sha256:aaaa" in message
+    status, message = await asyncio.to_thread(cluster.ended, adapter_application(tampered["manifestDigest"]))
+    assert status == "DEPLOY_FAILED"
+    assert "adapter_model.safetensors has digest" in message
+    assert "refusing to serve it" in message
+    assert (await _ask(cluster, tampered["name"]))["error"]["code"] == 404
+
+    assert cluster.replicas() == before, "the engine that serves has not restarted"
+    assert (await _ask(cluster, adapter["name"]))["choices"][0]["text"] == changed["choices"][0]["text"]
+    assert (await asyncio.to_thread(cluster.deploy, served))[0] == "RUNNING"
+    deadline = time.monotonic() + 90
+    while "choices" in await _ask(cluster, adapter["name"]):
+        assert time.monotonic() < deadline, "an adapter that is no longer wanted still answers"
+        await asyncio.sleep(1)
+
+
+async def _ask(cluster: RayCluster, model: str) -> dict[str, Any]:
+    """The engine's greedy answer under a model name, or its refusal."""
+
+    def ask() -> dict[str, Any]:
+        body = {"model": model, "prompt": "hello", "max_tokens": 12, "temperature": 0.0, "ignore_eos": True}
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(f"{cluster.api}/v1/completions", json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                content = response.read()
+        except urllib.error.HTTPError as error:
+            content = error.read()
+        found: dict[str, Any] = json.loads(content)
+        return found
+
+    return await asyncio.to_thread(ask)

@@ -1,12 +1,15 @@
 """What a RayService passes to `app:build`, and what follows from it for Ray and vLLM. Pure: nothing here does I/O."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from sluice_contracts.adapters import AdapterRank
 from sluice_contracts.base import Contract, Digest, Name, ShortText, Uri
 from sluice_contracts.hardware import Accelerator, Topology
 from sluice_contracts.kubernetes import ObjectName
+
+C = TypeVar("C", bound=Contract)
 
 RAY_ACCELERATORS: dict[Accelerator, str] = {
     Accelerator.NVIDIA_TESLA_T4: "T4",
@@ -53,6 +56,12 @@ OWNED = frozenset(
         "disable_log_stats",
         "allowed_local_media_path",
         "trust_remote_code",
+        "enable_lora",
+        "lora_modules",
+        "max_loras",
+        "max_cpu_loras",
+        "max_lora_rank",
+        "default_mm_loras",
     }
 )
 """Engine arguments that a pool may not set: they are Sluice's own, would load bytes that the manifest does not cover,
@@ -96,6 +105,9 @@ class ServeArguments(Contract):
     count: Annotated[int, Field(ge=1, le=16)] = 1
     """GPUs of one replica."""
     topology: Topology | None = None
+    adapter_slots: Annotated[int, Field(ge=0, le=16)] = 0
+    """LoRA adapters that requests of one batch may name; 0 leaves no room for any."""
+    max_adapter_rank: AdapterRank = 16
     cpus: Annotated[float, Field(ge=0, le=1024)] = 1
     """Ray CPUs one replica takes: logical, for placement only."""
 
@@ -122,9 +134,14 @@ class ServeArguments(Contract):
 
 
 def parse_arguments(args: dict[str, Any]) -> ServeArguments:
-    """The validated arguments. Raises ValueError that names the first wrong one."""
+    """The engine's validated arguments. Raises ValueError that names the first wrong one."""
+    return validated(ServeArguments, args)
+
+
+def validated(model: type[C], args: dict[str, Any]) -> C:
+    """`args` of an application. Raises ValueError that names the first wrong one."""
     try:
-        return ServeArguments.model_validate(args)
+        return model.model_validate(args)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "args"
@@ -179,6 +196,14 @@ def engine_kwargs(arguments: ServeArguments, config: dict[str, Any]) -> dict[str
         # Default and cap at once; shortened to what the prompt leaves of the context.
         "override_generation_config": {"max_new_tokens": arguments.max_output_tokens},
     }
+    if arguments.adapter_slots:
+        kwargs |= {
+            "enable_lora": True,
+            "max_loras": arguments.adapter_slots,
+            "max_lora_rank": arguments.max_adapter_rank,
+            # Beside those in use: one that drains and one that a rollback may return to.
+            "max_cpu_loras": arguments.adapter_slots + 2,
+        }
     if arguments.kind == "cpu":
         sequences = min(arguments.max_ongoing, 16)
         kwargs |= {

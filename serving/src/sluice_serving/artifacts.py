@@ -31,10 +31,19 @@ def cache_folder() -> Path:
 
 
 def read_manifest(uri: str, digest: str, *, model: str, lineage: str) -> Manifest:
-    """The manifest at `uri`, proven to have `digest` and to speak of `model` and `lineage`.
+    """The manifest at `uri` of a version that engines load whole, proven to have `digest` and to speak of `model` and
+    `lineage`.
 
     Raises ArtifactError, and sluice_storage's StorageError if it cannot be read or was changed.
     """
+    manifest = parse_manifest(uri, digest, model=model, lineage=lineage)
+    if not manifest.served():
+        raise ArtifactError(f"{uri} lists no file with role 'served': the run exported nothing an engine can load")
+    return manifest
+
+
+def parse_manifest(uri: str, digest: str, *, model: str, lineage: str) -> Manifest:
+    """The manifest at `uri`, whatever it lists. Raises as `read_manifest`."""
     data = read_bytes(uri, digest)
     try:
         manifest = Manifest.model_validate_json(data)
@@ -46,8 +55,6 @@ def read_manifest(uri: str, digest: str, *, model: str, lineage: str) -> Manifes
         raise ArtifactError(f"{uri} is of model {manifest.model!r}, but this pool serves {model!r}")
     if manifest.lineage != lineage:
         raise ArtifactError(f"{uri} has lineage {manifest.lineage}, but {lineage} was asked for")
-    if not manifest.served():
-        raise ArtifactError(f"{uri} lists no file with role 'served': the run exported nothing an engine can load")
     return manifest
 
 

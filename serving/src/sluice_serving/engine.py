@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sluice_contracts.manifest import Artifact
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.model_executor.models import ModelRegistry
 
 from sluice_serving import fork_server
@@ -74,6 +78,34 @@ class VerifyOnEveryNode(CallbackBase):  # type: ignore[misc]
 
 def _fetch_here(run_uri: str, artifacts: list[dict[str, Any]]) -> str:
     return str(fetch_model(run_uri, [Artifact.model_validate(a) for a in artifacts], cache_folder()))
+
+
+class LoraEngine:
+    """LoRA adapters on a started server."""
+
+    def __init__(self, server: LLMServer, prove: Callable[[str], Awaitable[None]]) -> None:
+        """`prove` asks the engine something under a model name, and raises RuntimeError if it cannot answer."""
+        self._server, self._prove = server, prove
+
+    @property
+    def _models(self) -> OpenAIServingModels:
+        return self._server.engine._oai_models
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Load it, and prove it by a short answer. Raises RuntimeError."""
+        loaded = await self._models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=name, lora_path=folder))
+        if isinstance(loaded, ErrorResponse):
+            raise RuntimeError(f"vLLM does not take adapter {name}: {loaded.error.message}")
+        try:
+            await self._prove(name)
+        except RuntimeError:
+            await self.unload_adapter(name)
+            raise
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take no more requests for it. What is being answered is finished: vLLM keeps the weights until it needs
+        their slot."""
+        await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
 
 
 async def start_server(fields: dict[str, Any], run_uri: str, artifacts: list[Artifact]) -> LLMServer:

@@ -1,4 +1,6 @@
-"""One replica: verified files, then Ray Serve LLM's server with vLLM, then one generation before it counts as ready."""
+"""One replica: verified files, then Ray Serve LLM's server with vLLM, then one generation before it counts as ready.
+Adapters that the cluster has are loaded before that too.
+"""
 
 import asyncio
 import json
@@ -7,11 +9,14 @@ import os
 import time
 from typing import Any
 
+from sluice_contracts.adapters import AdapterArguments
 from sluice_contracts.manifest import Artifact
+from sluice_storage import StorageError
 
 from sluice_serving import fork_server
+from sluice_serving.adapters import Adapters, configured
 from sluice_serving.arguments import ServeArguments, environment, llm_config
-from sluice_serving.artifacts import cache_folder, fetch_model
+from sluice_serving.artifacts import ArtifactError, cache_folder, fetch_model
 
 logger = logging.getLogger("ray.serve")
 
@@ -35,11 +40,16 @@ class ModelReplica:
         config = json.loads((folder / "config.json").read_bytes())
 
         # Imports vLLM, which takes seconds: only after the files are right.
-        from sluice_serving.engine import start_server
+        from sluice_serving.engine import LoraEngine, start_server
 
         self._server = await start_server(llm_config(parsed, str(folder), config), run_uri, files)
         started = time.monotonic()
         await warm_up(self._server, parsed.model)
+        self._adapters: Adapters | None = None
+        if parsed.adapter_slots:
+            lora = LoraEngine(self._server, lambda name: warm_up(self._server, name))
+            self._adapters = Adapters(lora, parsed.manifest_digest, cache_folder())
+            await self._adapters.take(await asyncio.to_thread(_configured_adapters))
         logger.info(
             "%s is ready: files verified in %.1f s, engine started in %.1f s, warmed up in %.1f s",
             parsed.model_version,
@@ -54,6 +64,25 @@ class ModelReplica:
     async def check_health(self) -> None:
         """Serve asks every few seconds; a dead engine raises, and Serve replaces the replica."""
         await self._server.check_health()
+        if self._adapters is not None and self._adapters.due():
+            await self._adapters.sweep(await asyncio.to_thread(_configured_adapters))
+
+    async def load_adapter(self, arguments: dict[str, Any]) -> str:
+        """Load an adapter: called by its application on every replica. Returns "", or why it is refused."""
+        if self._adapters is None:
+            return "these engines were started without room for adapters; set spec.engine.adapters of the pool"
+        try:
+            await self._adapters.load(AdapterArguments.model_validate(arguments))
+        except (ArtifactError, StorageError, RuntimeError) as error:
+            return str(error)
+        return ""
+
+
+def _configured_adapters() -> dict[str, AdapterArguments]:
+    """The adapters in this cluster's Serve configuration."""
+    from ray.serve.context import _get_global_client  # the public API tells an application's status, not its arguments
+
+    return configured(_get_global_client().get_serve_details().get("applications") or {})
 
 
 async def warm_up(server: Any, model: str) -> None:
