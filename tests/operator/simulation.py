@@ -30,6 +30,8 @@ from tests.operator.conftest import NOW, Make
 Json = dict[str, Any]
 Items = list[Json]
 NAMESPACE = "support"
+ADAPTERS = {"v5": "v1", "v6": "v1"}
+"""Versions that can be served as adapters, and what they were trained from."""
 WATCHED = {*OWN, *CHILDREN}
 
 
@@ -337,7 +339,10 @@ class Simulation:
             "observedGeneration": 1,
             "lastTransitionTime": timestamp(NOW),
         }
-        self.api.set_status(MODEL_VERSION, name, {"lineage": digit * 64, "conditions": [condition]})
+        status: Json = {"lineage": digit * 64, "conditions": [condition]}
+        if name in ADAPTERS:
+            status["buildsOn"] = {"digest": "sha256:" + ADAPTERS[name][-1] * 64, "rank": 8}
+        self.api.set_status(MODEL_VERSION, name, status)
 
     def gateway_pod(self, labels: Mapping[str, str]) -> None:
         """One ready gateway pod."""

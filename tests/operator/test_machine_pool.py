@@ -4,29 +4,33 @@ Any order of wishes, words, engines, traffic, lost and repeated events, broken r
 jump: nothing illegal may ever be asked for, and when the world is calm again the pool must get where its spec wants it.
 """
 
+import copy
 import json
 from datetime import timedelta
 from typing import Any
 
+import yaml
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from sluice_contracts.adapters import adapter_application
 from sluice_contracts.analysis import VersionCounts
 from sluice_contracts.inference_pool import InferencePoolStatus, RolloutOutcome, ServedVersion
 from sluice_contracts.kubernetes import Condition
 from sluice_contracts.names import ANNOTATION_ROLLOUT, ConditionType, RolloutRequest
 from sluice_operator.analysis.verdicts import all_equivalent
 from sluice_operator.children.gateway import gateway_name, pod_labels
+from sluice_operator.children.rayservice import service_name
 from sluice_operator.children.routes import read_routes, routes_name
 from sluice_operator.conditions import find
 from sluice_operator.inference_pool.engine_state import read_ray_service
 from sluice_operator.inference_pool.observe import analysis_due
 from sluice_operator.kube.resources import CONFIG_MAP, DEPLOYMENT, INFERENCE_POOL, RAY_SERVICE
 
-from tests.operator.simulation import NAMESPACE, Fault, Make, Simulation
+from tests.operator.simulation import ADAPTERS, NAMESPACE, Fault, Make, Simulation
 
 POOL = "chat"
-VERSIONS = ("v1", "v2", "v3", "v4")
+VERSIONS = ("v1", "v2", "v3", "v4", *ADAPTERS)
 RUNNING: dict[str, Any] = {
     "conditions": [{"type": "Ready", "status": "True", "reason": "NonZeroServeEndpoints"}],
     "activeServiceStatus": {"applicationStatuses": {"llm": {"status": "RUNNING"}}},
@@ -59,7 +63,7 @@ class PoolLife(RuleBasedStateMachine):
         for version in VERSIONS:
             self.sim.version(version)
         self.sim.gateway_pod(pod_labels(POOL))
-        self.spec: dict[str, Any] = Make.pool_spec().wire()
+        self.spec: dict[str, Any] = Make.pool_spec(engine={"adapters": {}}).wire()
         self._apply()
         self.sim.relist()
 
@@ -85,6 +89,16 @@ class PoolLife(RuleBasedStateMachine):
     def _engines(self) -> list[str]:
         return [obj["metadata"]["name"] for obj in self.sim.api.all(RAY_SERVICE)]
 
+    def _engine_is(self, name: str, state: str, adapters: str = "RUNNING") -> None:
+        """A RayService's state, and that of the adapters it is told to have."""
+        status = copy.deepcopy(STATES[state])
+        (service,) = [obj for obj in self.sim.api.all(RAY_SERVICE) if obj["metadata"]["name"] == name]
+        for application in yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][1:]:
+            for part in ("activeServiceStatus", "pendingServiceStatus"):
+                if part in status:
+                    status[part]["applicationStatuses"][application["name"]] = {"status": adapters}
+        self.sim.api.set_status(RAY_SERVICE, name, status)
+
     def _routes(self) -> Any:
         return read_routes(next(iter(self.sim.api.all(CONFIG_MAP)), None))
 
@@ -109,9 +123,13 @@ class PoolLife(RuleBasedStateMachine):
         self.sim.api.annotate(INFERENCE_POOL, POOL, {ANNOTATION_ROLLOUT: None if word is None else str(word)})
 
     @precondition(lambda self: self._engines())
-    @rule(data=st.data(), state=st.sampled_from(["ready", *STATES]))
-    def engine(self, data: st.DataObject, state: str) -> None:
-        self.sim.api.set_status(RAY_SERVICE, data.draw(st.sampled_from(self._engines())), STATES[state])
+    @rule(
+        data=st.data(),
+        state=st.sampled_from(["ready", *STATES]),
+        adapters=st.sampled_from(["RUNNING", "RUNNING", "DEPLOYING", "DEPLOY_FAILED"]),
+    )
+    def engine(self, data: st.DataObject, state: str, adapters: str) -> None:
+        self._engine_is(data.draw(st.sampled_from(self._engines())), state, adapters)
 
     @precondition(lambda self: self._engines())
     @rule(data=st.data())
@@ -190,7 +208,9 @@ class PoolLife(RuleBasedStateMachine):
         known = InferencePoolStatus.model_validate((cached or {}).get("status") or {})
         word = ((cached or {}).get("metadata") or {}).get("annotations", {}).get(ANNOTATION_ROLLOUT)
         services = self.sim.cache.children(INFERENCE_POOL, NAMESPACE, POOL, RAY_SERVICE)
-        ready = {e.name for e in map(read_ray_service, services) if e.ready and not e.deleting}
+        engines = [e for e in map(read_ray_service, services) if e.ready and not e.deleting]
+        ready = {e.name for e in engines}
+        adapters = {(e.name, app) for e in engines for app, state in e.adapters.items() if state.failure is None}
         routes_before = self._routes()
         again = self.sim.look(INFERENCE_POOL, POOL)
         after = self.status
@@ -201,6 +221,8 @@ class PoolLife(RuleBasedStateMachine):
             for backend in routes.backends[1:]:
                 hosts = {name for name in ready if name in backend.url}
                 assert not backend.weight or hosts, f"{backend.model_version} has traffic and is not ready"
+                loaded = {(host, adapter_application(backend.manifest_digest)) for host in hosts} & adapters
+                assert not backend.weight or backend.engine_model is None or loaded, "traffic to an adapter not loaded"
         return again
 
     @staticmethod
@@ -232,6 +254,13 @@ class PoolLife(RuleBasedStateMachine):
             assert sum(b.weight for b in routes.backends) == 100
 
     @invariant()
+    def an_adapter_lies_on_its_own_base(self) -> None:
+        for served in (self.status.stable, self.status.candidate, self.status.previous):
+            if served is not None and served.base is not None:
+                assert served.base.model_version == ADAPTERS[served.model_version]
+                assert served.ray_service == service_name(POOL, served.base.manifest_digest)
+
+    @invariant()
     def at_most_two_engines(self) -> None:
         assert len(self._engines()) <= 2
 
@@ -257,16 +286,24 @@ class PoolLife(RuleBasedStateMachine):
         self.sim.relist()
         for number in range(6):
             for name in self._engines():
-                self.sim.api.set_status(RAY_SERVICE, name, STATES["ready"])
+                self._engine_is(name, "ready")
             self.gateway(1)
             self.traffic(requests, bad, True)
             candidate = self.status.candidate
             sick = self.status.step is not None and (unready == "always" or (unready is not None and number % 2 == 1))
             if sick and candidate is not None and candidate.ray_service in self._engines():
-                self.sim.api.set_status(RAY_SERVICE, candidate.ray_service, STATES["head lost"])
+                self._engine_is(candidate.ray_service, "head lost")
             self.all_events_arrive()
             self._look()
             self.sim.seconds += seconds
+
+    @rule(adapter=st.sampled_from(list(ADAPTERS)), word=st.sampled_from([None, *RolloutRequest]))
+    def an_adapter(self, adapter: str, word: str | None) -> None:
+        """After its base, while that serves: by chance alone few lives would come so far."""
+        stable = self.status.stable
+        if stable is None or (stable.base is None and stable.model_version != ADAPTERS[adapter]):
+            self.a_rollout(ADAPTERS[adapter], bad=0.0, requests=400, unready=None, word=None, seconds=31)
+        self.a_rollout(adapter, bad=0.0, requests=400, unready=None, word=word, seconds=31)
 
     @rule(versions=st.lists(st.sampled_from(VERSIONS), min_size=2, max_size=4))
     def impatience(self, versions: list[str]) -> None:
@@ -276,7 +313,7 @@ class PoolLife(RuleBasedStateMachine):
             self.want(version)
             for _ in range(2):
                 for name in self._engines():
-                    self.sim.api.set_status(RAY_SERVICE, name, STATES["ready"])
+                    self._engine_is(name, "ready")
                 self.all_events_arrive()
                 self._look()
                 assert len(self._engines()) <= 2
@@ -304,7 +341,7 @@ class PoolLife(RuleBasedStateMachine):
         self.sim.relist()  # as every resync does: what was lost is heard of at last
         for _ in range(CALM_LOOKS):
             for name in self._engines():
-                self.sim.api.set_status(RAY_SERVICE, name, STATES["ready"])
+                self._engine_is(name, "ready")
             self.gateway(1)
             self.traffic(200, 0.0, True)
             if self._ready().reason in {"RolledBack", "Aborted"}:

@@ -135,6 +135,9 @@ REFERENCES: tuple[tuple[Resource, Resource, *tuple[str, ...]], ...] = (
     (INFERENCE_POOL, MODEL_VERSION, "status", "stable", "modelVersion"),
     (INFERENCE_POOL, MODEL_VERSION, "status", "candidate", "modelVersion"),
     (INFERENCE_POOL, MODEL_VERSION, "status", "previous", "modelVersion"),
+    (INFERENCE_POOL, MODEL_VERSION, "status", "stable", "base", "modelVersion"),
+    (INFERENCE_POOL, MODEL_VERSION, "status", "candidate", "base", "modelVersion"),
+    (INFERENCE_POOL, MODEL_VERSION, "status", "previous", "base", "modelVersion"),
 )
 """Who names whom, and in which field."""
 

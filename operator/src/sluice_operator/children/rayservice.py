@@ -4,14 +4,18 @@
 metric. A new version is a new RayService, named by its manifest's digest, and the gateway's weights decide.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from sluice_contracts.adapters import ENGINE_APPLICATION
 from sluice_contracts.inference_pool import InferencePoolSpec
+from sluice_contracts.model_version import BuildsOn
 from sluice_contracts.names import LABEL_MODEL_VERSION, LABEL_POOL
 from sluice_contracts.training_run import ManifestReference
 
+from sluice_operator.children.adapters import adapter_serve_application
 from sluice_operator.children.hardware import Machine, machine
 from sluice_operator.children.metadata import child, labels, short_name
 from sluice_operator.children.pods import SHARED_MEMORY, TMP, container, environment, overlay, pod_spec
@@ -20,7 +24,6 @@ from sluice_operator.kube.resources import INFERENCE_POOL, RAY_SERVICE
 from sluice_operator.plan import Meta
 from sluice_operator.settings import Settings
 
-APPLICATION = "llm"
 IMPORT_PATH = "sluice_serving.app:build"
 SERVE_PORT = 8000
 HEAD_RESOURCES = {"cpu": "1", "memory": "2Gi"}
@@ -58,6 +61,8 @@ class Version:
     model: str
     lineage: str
     manifest: ManifestReference
+    builds_on: BuildsOn | None = None
+    """With a rank where it can also be served as an adapter on its base."""
 
 
 def service_name(pool: str, digest: str) -> str:
@@ -77,9 +82,19 @@ def has_worker_group(spec: InferencePoolSpec) -> bool:
 
 
 def ray_service(
-    meta: Meta, spec: InferencePoolSpec, version: Version, settings: Settings, *, awake: bool = False
+    meta: Meta,
+    spec: InferencePoolSpec,
+    version: Version,
+    settings: Settings,
+    *,
+    awake: bool = False,
+    adapters: Sequence[Version] = (),
 ) -> dict[str, Any]:
-    """The RayService of `version`. `awake`: it keeps an engine though the pool may sleep. Raises HardwareError."""
+    """The RayService of `version`, with `adapters` beside it on its engines. `awake`: it keeps an engine though the
+    pool may sleep. Raises HardwareError.
+
+    An adapter is one more application: the RayCluster and the engine's application are the same with and without, so
+    KubeRay and Ray Serve change nothing about what runs."""
     box = machine(spec.hardware)
     alone = not has_worker_group(spec)
     own = {LABEL_POOL: meta.name, LABEL_MODEL_VERSION: short_name(version.name)}
@@ -117,9 +132,13 @@ def ray_service(
                 ),
             }
         ]
+    applications = [_application(spec, version, awake)]
+    for a in adapters:
+        found = adapter_serve_application(a.model, a.name, a.lineage, a.manifest, version.manifest.digest)
+        applications.append(found)
     body = {
         "upgradeStrategy": {"type": "None"},
-        "serveConfigV2": yaml.safe_dump({"applications": [_application(spec, version, awake)]}, sort_keys=True),
+        "serveConfigV2": yaml.safe_dump({"applications": applications}, sort_keys=True),
         "rayClusterConfig": cluster,
     }
     name = service_name(meta.name, version.manifest.digest)
@@ -140,12 +159,15 @@ def _application(spec: InferencePoolSpec, version: Version, awake: bool) -> dict
         "maxOngoing": spec.limits.in_flight_per_replica + HEADROOM,
         "accelerator": spec.hardware.accelerator.value,
     }
+    if spec.engine.adapters is not None:
+        args["adapterSlots"] = spec.engine.adapters.slots
+        args["maxAdapterRank"] = spec.engine.adapters.max_rank
     if spec.hardware.count is not None:
         args["count"] = spec.hardware.count
     if spec.hardware.topology is not None:
         args["topology"] = spec.hardware.topology
     return {
-        "name": APPLICATION,
+        "name": ENGINE_APPLICATION,
         "import_path": IMPORT_PATH,
         "route_prefix": "/",
         "args": args,

@@ -6,12 +6,23 @@ application still reads RUNNING for a while, so both the condition and the appli
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from sluice_contracts.adapters import ADAPTER_PREFIX
 
 from sluice_operator.plan import Object, bounded
 
 UNWELL = {"UNHEALTHY", "DEPLOY_FAILED"}
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """One adapter on a RayService's engines."""
+
+    running: bool = False
+    failure: str | None = None
+    """Why the engines do not take it; None while they may."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,8 @@ class EngineState:
     """It answers, and Ray Serve is at work on its application: for a moment after any change of its options."""
     pods: int | None = None
     """Its ready worker pods; None where KubeRay has not said."""
+    adapters: Mapping[str, AdapterState] = field(default_factory=dict)
+    """By the names of their applications. The engine's own state does not depend on them."""
 
 
 def read_ray_service(obj: Object) -> EngineState:
@@ -35,8 +48,13 @@ def read_ray_service(obj: Object) -> EngineState:
     status = obj.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or []}
     ready = conditions.get("Ready") or {}
-    active = list(_applications(status.get("activeServiceStatus")))
-    pending = list(_applications(status.get("pendingServiceStatus")))
+    everything = [
+        *_applications(status.get("pendingServiceStatus")),
+        *_applications(status.get("activeServiceStatus")),
+    ]
+    adapters = {name: _adapter(name, app) for name, app in everything if name.startswith(ADAPTER_PREFIX)}
+    active = [a for a in _applications(status.get("activeServiceStatus")) if a[0] not in adapters]
+    pending = [a for a in _applications(status.get("pendingServiceStatus")) if a[0] not in adapters]
     running = bool(active) and all(app.get("status") == "RUNNING" for _, app in active)
     deploying = bool(active) and {app.get("status") for _, app in active} == {"DEPLOYING"}
     failed = next(((n, a) for n, a in (*active, *pending) if a.get("status") == "DEPLOY_FAILED"), None)
@@ -48,7 +66,13 @@ def read_ray_service(obj: Object) -> EngineState:
         deleting="deletionTimestamp" in obj["metadata"],
         deploying=ready.get("status") == "True" and deploying,
         pods=((status.get("activeServiceStatus") or {}).get("rayClusterStatus") or {}).get("availableWorkerReplicas"),
+        adapters=adapters,
     )
+
+
+def _adapter(name: str, application: Mapping[str, Any]) -> AdapterState:
+    status = application.get("status")
+    return AdapterState(status == "RUNNING", _failure(name, application) if status == "DEPLOY_FAILED" else None)
 
 
 def _applications(part: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:

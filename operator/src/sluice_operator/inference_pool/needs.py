@@ -1,6 +1,7 @@
 """What a rollout takes beside what runs without it: said before it starts, so that nobody learns it from pending pods.
 
-A candidate is a whole second set of engines (two RayServices), for as long as the rollout and its rollback window last.
+A candidate is a whole second set of engines (two RayServices), for as long as the rollout and its rollback window last;
+unless it is an adapter on the very version that runs, which takes none.
 """
 
 from sluice_contracts.hardware import ReplicaHardware
@@ -24,6 +25,17 @@ def rollout_needs(hardware: ReplicaHardware, replicas: Replicas, *, takes_over: 
         accelerators=beyond * each,
         accelerators_at_most=(beyond + grows_by) * each,
         message=_text(hardware, start, each, grows_by, takes_over),
+    )
+
+
+def adapter_needs(hardware: ReplicaHardware, base: str) -> RolloutNeeds:
+    """What a candidate needs that is an adapter on the engines of version `base`, which run already."""
+    return RolloutNeeds(
+        accelerator=hardware.accelerator.value,
+        replicas=0,
+        accelerators=0,
+        accelerators_at_most=0,
+        message=f"no machine: it is an adapter on the engines of {base}",
     )
 
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 import aiohttp
 from sluice_contracts.base import parse_timestamp, seconds
 from sluice_contracts.inference_pool import InferencePoolSpec, InferencePoolStatus, ServedVersion
+from sluice_contracts.model_version import BuildsOn
 from sluice_contracts.names import ANNOTATION_ROLLOUT, ConditionType, RolloutRequest
 from sluice_contracts.training_run import ManifestReference
 
@@ -127,7 +128,7 @@ async def observe(
     prometheus: Prometheus,
 ) -> Observed:
     """Look at the pool's versions and children, and ask for the evidence if it is time."""
-    served = [s.model_version for s in (status.stable, status.candidate, status.previous) if s is not None]
+    served = named_versions(status)
     text = meta.annotations.get(ANNOTATION_ROLLOUT)
     request = RolloutRequest(text) if text in set(RolloutRequest) else None
     evidence = None
@@ -154,6 +155,12 @@ async def observe(
     )
 
 
+def named_versions(status: InferencePoolStatus) -> set[str]:
+    """The versions a pool serves, tries or may go back to, and those whose engines they run on."""
+    served = [s for s in (status.stable, status.candidate, status.previous) if s is not None]
+    return {s.model_version for s in served} | {s.base.model_version for s in served if s.base is not None}
+
+
 def version_state(namespace: str, name: str, cache: Cache) -> VersionState:
     """What the cache says of ModelVersion `name`."""
     obj = cache.get(MODEL_VERSION, namespace, name)
@@ -167,7 +174,8 @@ def version_state(namespace: str, name: str, cache: Cache) -> VersionState:
         stalled = verified.get("status") == "False"
         return VersionState(stalled=stalled, why_not=f"ModelVersion {name} is not verified: {why}")
     manifest = ManifestReference.model_validate(obj["spec"]["manifest"])
-    version = Version(name, obj["spec"]["model"], status["lineage"], manifest)
+    builds_on = BuildsOn.model_validate(status["buildsOn"]) if status.get("buildsOn") else None
+    version = Version(name, obj["spec"]["model"], status["lineage"], manifest, builds_on)
     if "deletionTimestamp" in obj["metadata"]:
         return VersionState(version, missing=True, why_not=f"ModelVersion {name} is being deleted")
     return VersionState(version)

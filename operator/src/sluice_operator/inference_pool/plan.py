@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 
+from sluice_contracts.adapters import adapter_name
 from sluice_contracts.base import parse_timestamp, seconds
 from sluice_contracts.inference_pool import InferencePoolSpec, InferencePoolStatus, ServedVersion
 from sluice_contracts.names import ANNOTATION_ROLLOUT, ConditionType
@@ -12,6 +13,7 @@ from sluice_operator.children.hardware import HardwareError
 from sluice_operator.children.rayservice import engine_url, ray_service
 from sluice_operator.children.routes import mirror_route, price, routes_config_map, routing_table
 from sluice_operator.conditions import ConditionSet
+from sluice_operator.inference_pool.adapters import by_service, weights_and_adapters
 from sluice_operator.inference_pool.capacity import asleep, engines, room
 from sluice_operator.inference_pool.observe import Observed, current_window, next_analysis
 from sluice_operator.inference_pool.rollout import Turn, turn
@@ -32,7 +34,8 @@ def plan(meta: Meta, spec: InferencePoolSpec, observed: Observed, settings: Sett
     status = decided.status
     status.observed_generation = meta.generation
     status.url = gateway_url(meta)
-    status.replicas = sum(engines(spec, observed.engines.get(s.ray_service)) for s in _served(status) if s.ready)
+    running = {s.ray_service for s in _served(status) if s.ready}
+    status.replicas = sum(engines(spec, observed.engines.get(name)) for name in running)
 
     route = plan_route(meta, spec, observed.route)
     apply = [Apply(CONFIG_MAP, _routes(meta, spec, observed, status, settings, now))]
@@ -92,6 +95,7 @@ def _backend(
         lineage=served.lineage,
         manifest_digest=served.manifest_digest,
         url=engine_url(served.ray_service, meta.namespace),
+        engine_model=None if served.base is None else adapter_name(spec.model, served.manifest_digest),
         weight=weight,
         replicas=room(spec, observed.engines.get(served.ray_service)),
         ready=served.ready,
@@ -103,21 +107,24 @@ def _backend(
 def _engines(
     meta: Meta, spec: InferencePoolSpec, observed: Observed, status: InferencePoolStatus, settings: Settings
 ) -> list[Apply]:
-    """A RayService for each served version that is still known. One whose ModelVersion is gone, or was made anew with
-    another manifest, is left as it is: it serves, and nobody can say any more how to make it.
+    """A RayService for each served version that is still known, or for several that share one. One whose ModelVersion
+    is gone, or was made anew with another manifest, is left as it is: it serves, and nobody can say any more how to
+    make it.
 
     Never more than two at a time, since accelerators are scarce: a candidate waits until a refused one is gone."""
     found = []
-    kept = {s.ray_service for s in _served(status)}
-    for served in _served(status):
-        if served == status.candidate and served.ray_service not in observed.engines and observed.engines.keys() - kept:
+    services = by_service(_served(status))
+    versions = {name: state.version for name, state in observed.versions.items() if state.version is not None}
+    for name, group in services.items():
+        if group == [status.candidate] and name not in observed.engines and observed.engines.keys() - services.keys():
             continue
-        state = observed.versions.get(served.model_version)
-        version = state.version if state is not None else None
-        if version is not None and version.manifest.digest == served.manifest_digest:
+        made_of = weights_and_adapters(group, versions)
+        if made_of is not None:
+            weights, adapters = made_of
             # A version sleeps only once it has been stable: a candidate that is not there would look well.
-            awake = served.since is None
-            found.append(Apply(RAY_SERVICE, ray_service(meta, spec, version, settings, awake=awake)))
+            awake = any(served.since is None for served in group)
+            made = ray_service(meta, spec, weights, settings, awake=awake, adapters=adapters)
+            found.append(Apply(RAY_SERVICE, made))
     return found
 
 

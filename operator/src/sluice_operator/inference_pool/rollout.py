@@ -19,6 +19,7 @@ from sluice_contracts.inference_pool import (
     RolloutNeeds,
     RolloutOutcome,
     RolloutRecord,
+    ServedBase,
     ServedVersion,
     Weight,
 )
@@ -29,9 +30,10 @@ from sluice_operator.analysis.verdicts import all_equivalent, any_harmful
 from sluice_operator.children.hardware import HardwareError
 from sluice_operator.children.rayservice import Version, service_name
 from sluice_operator.conditions import find
+from sluice_operator.inference_pool import adapters
 from sluice_operator.inference_pool.capacity import asleep
 from sluice_operator.inference_pool.evidence import Evidence
-from sluice_operator.inference_pool.needs import rollout_needs
+from sluice_operator.inference_pool.needs import adapter_needs, rollout_needs
 from sluice_operator.inference_pool.observe import Observed
 from sluice_operator.inference_pool.standing import Manner, Standing, candidate_weight, evidence_text, paused
 from sluice_operator.plan import Event, EventType, Meta, bounded
@@ -93,6 +95,8 @@ class _Turning:
             if served is not None:
                 engine = self.observed.engines.get(served.ray_service)
                 well = engine is not None and (engine.ready or (engine.deploying and self._let_sleep(served)))
+                if engine is not None and served.base is not None:
+                    well = well and adapters.answers(engine, served)
                 served.ready = well and engine is not None and not engine.deleting
         stable = self.status.stable
         if stable is not None and stable.ready and stable.since is None:
@@ -165,8 +169,9 @@ class _Turning:
         stable = self.status.stable
         assert stable is not None, "something is stable"
         engine = self.observed.engines.get(stable.ray_service)
-        if not stable.ready and engine is not None and engine.failure is not None:
-            return Standing(Manner.STALLED, "EngineFailed", f"{stable.model_version}: {engine.failure}")
+        failure = adapters.failure(engine, stable)
+        if not stable.ready and failure is not None:
+            return Standing(Manner.STALLED, "EngineFailed", f"{stable.model_version}: {failure}")
         if not stable.ready:
             told = f": {engine.message}" if engine is not None and engine.message else ""
             return Standing(Manner.RECONCILING, "EngineStarting", f"RayService {stable.ray_service}{told}")
@@ -194,13 +199,14 @@ class _Turning:
             self.status.stable = stable.model_copy(update={"model_version": version.name, "lineage": version.lineage})
             self._record(self.status.stable, RolloutOutcome.PROMOTED, "the same manifest as the stable version's", [])
             return self._serving()
-        self.status.rollout_needs = self._needs(stable)
+        base = adapters.base_to_share(self.spec, stable, version)
+        self.status.rollout_needs = self._needs(stable, base)
         takes = f"; it takes {self.status.rollout_needs.message}" if self.status.rollout_needs is not None else ""
         if request is RolloutRequest.PAUSE:
             return Standing(Manner.WAITING, "Paused", f"the rollout annotation holds {version.name} back{takes}")
         self.consume = request is RolloutRequest.RETRY
         self.status.refused = None
-        self.status.candidate = self._served(version)
+        self.status.candidate = self._served(version, base)
         self.status.rollout_started_at = timestamp(self.now)
         self.status.step = self.status.step_started_at = self.status.analyzed_at = None
         self.status.step_base_requests = 0
@@ -224,8 +230,10 @@ class _Turning:
         version = self.wanted.version
         return version if version is not None and not self.wanted.missing and version.model == self.spec.model else None
 
-    def _needs(self, stable: ServedVersion) -> RolloutNeeds | None:
+    def _needs(self, stable: ServedVersion, base: ServedBase | None) -> RolloutNeeds | None:
         """What the rollout takes. An engine that is not stable's goes first: a former stable's, or a refused one's."""
+        if base is not None:
+            return adapter_needs(self.spec.hardware, base.model_version)
         try:
             return rollout_needs(
                 self.spec.hardware,
@@ -253,8 +261,9 @@ class _Turning:
         if request is RolloutRequest.ABORT:
             self.consume = True
             return self._refuse(RolloutOutcome.ABORTED, "Aborted", "a person asked for it")
-        if self.status.step is None and engine is not None and engine.failure is not None:
-            return self._refuse(RolloutOutcome.ROLLED_BACK, "RolledBack", f"its engine did not start: {engine.failure}")
+        failure = adapters.failure(engine, candidate)
+        if self.status.step is None and failure is not None:
+            return self._refuse(RolloutOutcome.ROLLED_BACK, "RolledBack", f"its engine did not start: {failure}")
         self._analyse(candidate)
         if (breach := self._breach()) is not None:
             return self._refuse(RolloutOutcome.ROLLED_BACK, "RolledBack", breach)
@@ -273,6 +282,8 @@ class _Turning:
     def _first_step(self, candidate: ServedVersion, told: str) -> Standing:
         if not candidate.ready:
             text = f"RayService {candidate.ray_service} of {candidate.model_version} is starting"
+            if candidate.base is not None:
+                text = f"the engines of RayService {candidate.ray_service} load adapter {candidate.model_version}"
             if self.status.rollout_needs is not None:
                 text = f"{text}, on {self.status.rollout_needs.message}"
             return Standing(Manner.RECONCILING, "CandidateStarting", f"{text}: {told}" if told else text)
@@ -450,12 +461,14 @@ class _Turning:
 
     # -- small things -----------------------------------------------------------------------------------------------
 
-    def _served(self, version: Version) -> ServedVersion:
+    def _served(self, version: Version, base: ServedBase | None = None) -> ServedVersion:
+        weights = version.manifest.digest if base is None else base.manifest_digest
         return ServedVersion(
             model_version=version.name,
             lineage=version.lineage,
             manifest_digest=version.manifest.digest,
-            ray_service=service_name(self.meta.name, version.manifest.digest),
+            ray_service=service_name(self.meta.name, weights),
+            base=base,
         )
 
     def _share(self) -> int:

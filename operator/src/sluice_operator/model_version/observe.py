@@ -23,7 +23,7 @@ from sluice_operator.conditions import is_true
 from sluice_operator.engine.cache import Cache
 from sluice_operator.kube.client import KubeClient
 from sluice_operator.kube.resources import INFERENCE_POOL, JOB, MODEL_VERSION, POD
-from sluice_operator.model_version.uses import SERVED, Uses, uses
+from sluice_operator.model_version.uses import Uses, named_in, uses
 from sluice_operator.plan import Meta, Object
 from sluice_operator.verification import Checking, Verification
 
@@ -127,13 +127,10 @@ async def _health(
 
 
 def users(meta: Meta, cache: Cache) -> frozenset[str]:
-    """The pools whose status names the version: as stable, as candidate, or as the one to go back to."""
+    """The pools whose status names the version: as stable, as candidate, as the one to go back to, or as the base of
+    one of these."""
     pools = {pool["metadata"]["name"]: pool.get("status") or {} for pool in cache.list(INFERENCE_POOL, meta.namespace)}
-    return frozenset(
-        name
-        for name, status in pools.items()
-        if meta.name in {(status.get(p) or {}).get("modelVersion") for p in SERVED}
-    )
+    return frozenset(name for name, status in pools.items() if meta.name in named_in(status))
 
 
 async def _verify(

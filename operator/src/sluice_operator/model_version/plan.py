@@ -106,8 +106,12 @@ def _publishing(
 
 def _describe(status: ModelVersionStatus, manifest: Manifest) -> None:
     status.lineage = manifest.lineage
-    adapter = any(a.role == "adapter" for a in manifest.artifacts)
-    status.builds_on = BuildsOn(digest=manifest.base_digest, adapter=adapter)
+    lora = manifest.recipe.lora
+    status.builds_on = BuildsOn(
+        digest=manifest.base_digest,
+        adapter=not manifest.served(),
+        rank=lora.rank if lora is not None and manifest.adapter() else None,
+    )
     device_first = sorted(manifest.artifacts, key=lambda a: a.role != "device")
     status.artifacts = [
         ArtifactStatus(path=a.path, size=a.size, quantization=a.quantization.value if a.quantization else None)

@@ -53,12 +53,18 @@ def uses(meta: Meta, spec: ModelVersionSpec, status: ModelVersionStatus, cache: 
     )
 
 
+def named_in(pool: Mapping[str, Any]) -> set[str]:
+    """The versions that a pool's status names: those it serves, tries, or may go back to, and the bases on whose
+    engines these are adapters."""
+    served = [pool.get(part) or {} for part in SERVED]
+    named = [v.get("modelVersion") for version in served for v in (version, version.get("base") or {})]
+    return {str(name) for name in named if name}
+
+
 def _pools(meta: Meta, cache: Cache) -> Iterator[str]:
     """Pools that want it, serve it, try it, or may go back to it."""
     for pool in cache.list(INFERENCE_POOL, meta.namespace):
-        status = pool.get("status") or {}
-        named = {pool["spec"].get("modelVersion"), *((status.get(part) or {}).get("modelVersion") for part in SERVED)}
-        if meta.name in named:
+        if meta.name in {pool["spec"].get("modelVersion"), *named_in(pool.get("status") or {})}:
             yield f"InferencePool {pool['metadata']['name']}"
 
 
