@@ -41,6 +41,15 @@ def test_a_pod_template_merges_by_name_and_adds_the_rest() -> None:
     assert overlay(base, None) == base
 
 
+def test_a_persons_tolerations_are_added_to_those_the_hardware_needs() -> None:
+    gpu, team = {"key": "nvidia.com/gpu", "operator": "Exists"}, {"key": "team", "operator": "Equal", "value": "a"}
+    base: dict[str, Any] = {"spec": {"tolerations": [gpu], "containers": []}}
+    assert overlay(base, {"spec": {"tolerations": [team, gpu]}})["spec"]["tolerations"] == [gpu, team]
+    assert overlay(base, {"spec": {"tolerations": []}})["spec"]["tolerations"] == [gpu]
+    assert overlay({"spec": {}}, {"spec": {"tolerations": [team]}})["spec"]["tolerations"] == [team]
+    assert base["spec"]["tolerations"] == [gpu]
+
+
 def test_long_names_stay_unique_within_a_labels_bounds() -> None:
     a, b = short_name("x" * 70 + "a"), short_name("x" * 70 + "b")
     assert len(a) == len(b) == 63

@@ -216,6 +216,7 @@ class PoolLife(RuleBasedStateMachine):
         after = self.status
         if after != before:
             self._legal_promotion(known, after, word, ready)
+            self._legal_step(known, after, ready)
         routes = self._routes()
         if routes is not None and routes != routes_before:
             for backend in routes.backends[1:]:
@@ -224,6 +225,17 @@ class PoolLife(RuleBasedStateMachine):
                 loaded = {(host, adapter_application(backend.manifest_digest)) for host in hosts} & adapters
                 assert not backend.weight or backend.engine_model is None or loaded, "traffic to an adapter not loaded"
         return again
+
+    @staticmethod
+    def _legal_step(before: InferencePoolStatus, after: InferencePoolStatus, ready: set[str]) -> None:
+        """A further step of the same rollout is one forward, and only for an engine that is ready."""
+        one, two = before.candidate, after.candidate
+        same = one is not None and two is not None and one.ray_service == two.ray_service
+        if not same or before.rollout_started_at != after.rollout_started_at or before.step == after.step:
+            return
+        assert after.step == (0 if before.step is None else before.step + 1), "a step was left out or taken back"
+        assert two is not None
+        assert two.ray_service in ready, f"{two.model_version} went on to step {after.step} and is not ready"
 
     @staticmethod
     def _legal_promotion(

@@ -185,7 +185,21 @@ def test_two_workers_learn_what_one_learns(make_job: MakeJob, tmp_path: Path) ->
         ({"recipe": {"method": "sft", "steps": 2}, "base": {"uri": "file:///tmp/x"}}, "base.uri needs base.digest"),
         (
             {"recipe": {"method": "sft", "steps": 2, "batchSize": 1}, "hardware": {"workers": {"min": 2, "max": 2}}},
-            "recipe.batchSize is smaller than hardware.workers.max",
+            "recipe.batchSize 1 is smaller than hardware.workers.max 2: some workers would have no rows; raise it to 2",
+        ),
+        (
+            {
+                "recipe": {"method": "scratch", "steps": 2, "batchSize": 3},
+                "hardware": {"workers": {"min": 1, "max": 4}},
+            },
+            "recipe.batchSize 3 is smaller than hardware.workers.max 4",
+        ),
+        (
+            {
+                "recipe": {"method": "scratch", "steps": 2, "batchSize": 6},
+                "hardware": {"accelerator": "nvidia-l4", "count": 4, "workers": {"min": 2, "max": 2}},
+            },
+            "recipe.batchSize 6 is smaller than hardware.workers.max 2 times hardware.count 4",
         ),
         (
             {"hardware": {"accelerator": "tpu-v6e-slice", "topology": "2x4"}},

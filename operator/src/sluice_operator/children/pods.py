@@ -64,18 +64,21 @@ def pod_spec(
 def overlay(template: dict[str, Any], patch: Mapping[str, Any] | None) -> dict[str, Any]:
     """`template` with a person's `podTemplate` merged in.
 
-    Objects merge by key; lists of named things (containers, env, volumes) merge by name; other lists are replaced.
-    A container without a match merges into the first one if it has no name.
+    Objects merge by key; lists of named things (containers, env, volumes) merge by name; tolerations are added to ours,
+    which the hardware needs; other lists are replaced. A container without a match merges into the first one if it has
+    no name.
     """
     return template if patch is None else _merge(template, patch)
 
 
-def _merge(base: Any, patch: Any) -> Any:
+def _merge(base: Any, patch: Any, key: str = "") -> Any:
     if isinstance(base, Mapping) and isinstance(patch, Mapping):
         merged = dict(base)
         for key, value in patch.items():
-            merged[key] = _merge(base[key], value) if key in base else value
+            merged[key] = _merge(base[key], value, key) if key in base else value
         return merged
+    if isinstance(base, list) and isinstance(patch, list) and key == "tolerations":
+        return [*base, *(item for item in patch if item not in base)]
     if isinstance(base, list) and isinstance(patch, list) and _named(base):
         return _merge_named(base, patch)
     return patch

@@ -48,6 +48,8 @@ class Controller:
         self.queue: WorkQueue[Key] = WorkQueue()
         self._breaker: Breaker[Key] = Breaker()
         self._looking: dict[Key, float] = {}
+        self._wrote: set[Key] = set()
+        """Of those being looked at: for which the API server was asked to change something."""
         self._deciders = deciders
         self._executor = Executor(kube, cache, self.wrote)
         self._metrics = metrics
@@ -133,6 +135,8 @@ class Controller:
             try:
                 async with asyncio.timeout(DEADLINE_SECONDS):
                     again = await self.reconcile(key)
+                if key not in self._wrote:
+                    self._breaker.was_quiet(key)
                 self.queue.done(key, again)
             except asyncio.CancelledError:
                 raise
@@ -143,6 +147,7 @@ class Controller:
                 log.warning("%s: %s; again in %.1f s", key, error or type(error).__name__, pause, exc_info=not expected)
             finally:
                 del self._looking[key]
+                self._wrote.discard(key)
             self._metrics.reconciles.labels(key.resource.kind, result).inc()
             self._metrics.seconds.labels(key.resource.kind).observe(time.monotonic() - began)
 
@@ -155,7 +160,8 @@ class Controller:
         if "deletionTimestamp" in obj["metadata"] and FINALIZER_IN_USE not in Meta.of(obj).finalizers:
             return None
         plan = await self._deciders[key.resource](obj)
-        await self._executor.execute(key.resource, obj, plan)
+        if await self._executor.execute(key.resource, obj, plan):
+            self._wrote.add(key)
         return plan.requeue_after
 
     async def _tell_hot(self, key: Key) -> None:

@@ -41,19 +41,21 @@ class Executor:
         self._cache = cache
         self._wrote = wrote
 
-    async def execute(self, resource: Resource, obj: Object, plan: Plan) -> None:
-        """Carry out `plan` for `obj`. Raises ApiError, ApiUnreachable, RejectedError."""
+    async def execute(self, resource: Resource, obj: Object, plan: Plan) -> bool:
+        """Carry out `plan` for `obj`. Returns whether anything had to be written. Raises ApiError, ApiUnreachable,
+        RejectedError."""
         meta = Meta.of(obj)
+        wrote = bool(plan.delete or plan.consume or plan.events)
         if plan.consume is not None and plan.consume_first:
             await self._consume(resource, meta, plan.consume)
         # While a child is being refused, the status keeps saying so until the children have been tried again.
         status_first = plan.status_first and not _was_rejected(obj)
         if status_first:
             await self.tell(resource, obj, plan.events)
-            await self._write_status(resource, obj, plan.status)
+            wrote |= await self._write_status(resource, obj, plan.status)
         try:
             for apply in plan.apply:
-                await self._apply(key_of(resource, obj), apply)
+                wrote |= await self._apply(key_of(resource, obj), apply)
         except ApiError as error:
             if error.status not in SAID_NO:
                 raise
@@ -63,33 +65,38 @@ class Executor:
             raise RejectedError(message) from error
         if not status_first:
             await self.tell(resource, obj, plan.events)
-            await self._write_status(resource, obj, plan.status)
+            wrote |= await self._write_status(resource, obj, plan.status)
         for delete in plan.delete:
             await self._kube.delete(delete.resource, delete.namespace, delete.name)
         if plan.consume is not None and not plan.consume_first:
             await self._consume(resource, meta, plan.consume)
+        return wrote
 
-    async def _apply(self, owner: Key, apply: Apply) -> None:
+    async def _apply(self, owner: Key, apply: Apply) -> bool:
+        """Whether it had to be written."""
         meta = apply.object["metadata"]
         found = self._cache.get(apply.resource, meta["namespace"], meta["name"])
         whole = "ownerReferences" in meta
         wanted = stamped(apply.object) if whole else apply.object
         if found is not None and is_so(wanted, found):
-            return
+            return False
         manager = MANAGERS[owner.resource.kind] if apply.manager == "sluice-operator" else apply.manager
         answer = await self._kube.apply(apply.resource, wanted, manager)
         log.info("applied %s %s/%s", apply.resource.kind, meta["namespace"], meta["name"])
         self._wrote(owner, apply.resource, answer)
+        return True
 
-    async def _write_status(self, resource: Resource, obj: Object, status: dict[str, Any] | None) -> None:
+    async def _write_status(self, resource: Resource, obj: Object, status: dict[str, Any] | None) -> bool:
+        """Whether it had to be written."""
         if status is None:
-            return
+            return False
         meta = Meta.of(obj)
         found = self._cache.get(resource, meta.namespace, meta.name) or obj
         if (found.get("status") or {}) == status:
-            return
+            return False
         answer = await self._kube.apply_status(resource, meta.namespace, meta.name, status, MANAGERS[resource.kind])
         self._wrote(key_of(resource, obj), resource, answer)
+        return True
 
     async def _consume(self, resource: Resource, meta: Meta, annotation: str) -> None:
         patch = {"metadata": {"annotations": {annotation: None}}}

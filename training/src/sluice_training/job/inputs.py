@@ -84,6 +84,14 @@ def find_inputs(config: JobConfig) -> Inputs:
     accelerator = config.spec.hardware.accelerator
     if accelerator in TPUS:  # without this it would learn on the CPUs beside chips that are paid for
         raise InvalidInputError(f"hardware.accelerator is {accelerator}: this trainer knows CPUs and GPUs, no TPUs yet")
+    each = config.spec.hardware.count or 1
+    workers = config.spec.hardware.workers.max * each
+    if recipe.batch_size < workers:
+        times = f" times hardware.count {each}" if each > 1 else ""
+        raise InvalidInputError(
+            f"recipe.batchSize {recipe.batch_size} is smaller than hardware.workers.max "
+            f"{config.spec.hardware.workers.max}{times}: some workers would have no rows; raise it to {workers}"
+        )
     manifest = read_manifest(config.spec.dataset)
     if recipe.method is Method.SCRATCH:
         if config.spec.base is not None or config.base_manifest is not None:
@@ -91,8 +99,6 @@ def find_inputs(config: JobConfig) -> Inputs:
         return Inputs(manifest, None)
     if recipe.method is Method.LORA and recipe.lora is None:
         raise InvalidInputError("recipe.method is lora, but recipe.lora is missing")
-    if recipe.batch_size < config.spec.hardware.workers.max:
-        raise InvalidInputError("recipe.batchSize is smaller than hardware.workers.max: some would have no rows")
     if config.base_manifest is not None:
         found = load_manifest(config.base_manifest, "base.modelVersion")
         return Inputs(manifest, _base_of_version(found, config.base_manifest.digest))
