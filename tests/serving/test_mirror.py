@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sluice_contracts.routing import Backend, JudgeRoute, MirrorRoute, RoutingLimits, RoutingTable
 from sluice_devcluster.ports import free_port
-from sluice_serving.gateway import judges
+from sluice_serving.gateway import judges, mirror
 from sluice_serving.gateway.admission import Lane
 from sluice_serving.gateway.judges import HttpJudge, JudgeFailed, ThreadJudge, checked, make_judge
 from sluice_serving.gateway.mirror import Asked, Mirror
 from sluice_serving.gateway.observations import Observations, Totals
+from sluice_serving.gateway.settings import read_settings
 from sluice_serving.gateway.similarity import length_ratio, similarity
 from sluice_serving.gateway.transcript import Transcript
 from sluice_serving.gateway.upstream import Upstream
@@ -35,8 +36,8 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 class Bench:
     """A mirror between two fake engines, without a gateway around it."""
 
-    def __init__(self, stable: Any, candidate: Any, served: Any, mirror: Mirror, observations: Observations) -> None:
-        self.stable, self.candidate, self.mirror, self.observations = stable, candidate, mirror, observations
+    def __init__(self, stable: Any, candidate: Any, served: Any, copies: Mirror, observations: Observations) -> None:
+        self.stable, self.candidate, self.mirror, self.observations = stable, candidate, copies, observations
         self.backends = [served(stable, "v1", 100), served(candidate, "v2", 0)]
         self.lanes = {"v1": Lane(4, 8), "v2": Lane(4, 8)}
         self.table: RoutingTable | None = None
@@ -73,9 +74,9 @@ async def bench(engines: Any, served: Any) -> AsyncIterator[Bench]:
     """All copies go to the candidate."""
     upstream, observations = Upstream(10), Observations()
     await upstream.open()
-    mirror = Mirror(upstream, observations, chance=lambda: 0.0)
-    yield Bench(await engines(), await engines(), served, mirror, observations)
-    await mirror.close()
+    copies = Mirror(upstream, observations, chance=lambda: 0.0)
+    yield Bench(await engines(), await engines(), served, copies, observations)
+    await copies.close()
     await upstream.close()
 
 
@@ -161,17 +162,17 @@ async def test_what_belongs_to_another_window_or_an_unready_version_is_not_copie
 
 def test_a_share_of_stables_requests_is_mirrored_and_none_of_the_candidates() -> None:
     draws = iter([i / 100 for i in range(100)])
-    mirror = Mirror(Upstream(1), Observations(), chance=lambda: next(draws))
+    copies = Mirror(Upstream(1), Observations(), chance=lambda: next(draws))
     stable, candidate = (
         Backend(model_version=v, lineage="", manifest_digest="sha256:" + "1" * 64, url="http://x", weight=w)
         for v, w in (("v1", 90), ("v2", 10))
     )
     table = RoutingTable(pool="p", namespace="n", model="m", backends=[stable, candidate],
                          mirror=MirrorRoute(percent=7, candidate="v2"))  # fmt: skip
-    assert not mirror.wants(table, candidate, "/v1/chat/completions")
-    assert not mirror.wants(table, stable, "/v1/embeddings")
-    assert not mirror.wants(table.model_copy(update={"mirror": None}), stable, "/v1/completions")
-    assert sum(mirror.wants(table, stable, "/v1/chat/completions") for _ in range(100)) == 7
+    assert not copies.wants(table, candidate, "/v1/chat/completions")
+    assert not copies.wants(table, stable, "/v1/embeddings")
+    assert not copies.wants(table.model_copy(update={"mirror": None}), stable, "/v1/completions")
+    assert sum(copies.wants(table, stable, "/v1/chat/completions") for _ in range(100)) == 7
 
 
 # -- through the gateway ----------------------------------------------------------------------------------------------
@@ -331,6 +332,36 @@ async def test_without_the_judges_word_there_is_no_score(bench: Bench, judge_ser
     assert seen.mirror_score.n == 0
     assert "the judge answered 500" in caplog.text
     assert "secret" not in caplog.text
+
+
+async def test_judges_that_are_no_longer_named_are_closed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    class Counting(ThreadJudge):
+        closed = False
+
+        async def close(self) -> None:
+            self.closed = True
+            await super().close()
+
+    def make(*_: Any) -> Counting:
+        made.append(Counting(lambda *_: 1.0, 30))
+        return made[-1]
+
+    monkeypatch.setattr(mirror, "make_judge", make)
+    for i in range(6):
+        bench.follow(judge=JudgeRoute(entry_point=f"judge{i}"))
+        bench.send()
+        assert (await bench.copied(many=i + 1)).mirrored == {"scored": i + 1}
+    await until(lambda: sum(judge.closed for judge in made) == 3, "the oldest are closed")
+    await bench.mirror.close()
+    assert all(judge.closed for judge in made)
+
+
+def test_the_gateway_is_told_where_the_judges_token_lies(tmp_path: Path) -> None:
+    env = {"SLUICE_ROUTES_FILE": "r.json", "SLUICE_KEYS_DIR": str(tmp_path)}
+    assert read_settings(env).judge_token_file is None
+    assert read_settings(env | {"SLUICE_JUDGE_TOKEN_FILE": "/etc/t"}).judge_token_file == Path("/etc/t")
 
 
 async def test_the_judges_token_is_read_anew_each_time(tmp_path: Path, judge_service: Any) -> None:

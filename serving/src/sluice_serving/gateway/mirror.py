@@ -33,6 +33,10 @@ PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Endpoints whose answers are texts that can be compared."""
 
 
+RETIRED = 2
+"""Judges that may end their work after the table has named others."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A request that was answered, and may be asked again."""
@@ -59,6 +63,7 @@ class Mirror:
         self._judge: Judge | None = None
         self._judge_route: JudgeRoute | None = None
         self._retired: list[Judge] = []
+        self._closing: set[asyncio.Task[None]] = set()
 
     def wants(self, table: RoutingTable, backend: Backend, path: str) -> bool:
         """Whether this request, which `backend` answers, is to be asked again: its answer must then be kept."""
@@ -92,7 +97,7 @@ class Mirror:
         """Drop what is under way."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._closing, return_exceptions=True)
         for judge in [*self._retired, *([self._judge] if self._judge is not None else [])]:
             await judge.close()
 
@@ -149,11 +154,15 @@ class Mirror:
         return Mirrored("scored", score, similarity=alike, length=length_ratio(first, second), schema_valid=valid)
 
     def _judge_of(self, route: JudgeRoute | None) -> Judge:
-        """The judge that the table names. One that it no longer names may still be at work: it is closed at the end."""
+        """The judge that the table names. One that it no longer names may still be at work: it is closed later."""
         if self._judge is None or self._judge_route != route:
             judge = make_judge(route, self._token_file)
             if self._judge is not None:
                 self._retired.append(self._judge)
+            if len(self._retired) > RETIRED:
+                closing = asyncio.create_task(self._retired.pop(0).close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
             self._judge, self._judge_route = judge, route
         return self._judge
 
