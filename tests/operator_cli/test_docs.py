@@ -1,4 +1,4 @@
-"""docs/operator.md lists exactly what the code can emit: reasons by reading the source, metrics by the registry."""
+"""docs/operator.md and docs/errors.md list exactly what the code can emit: reasons by reading the source, metrics by the registry."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from sluice_operator.engine.metrics import Metrics
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCE = REPOSITORY / "operator/src/sluice_operator"
-DOCUMENT = (REPOSITORY / "docs/operator.md").read_text()
+DOCUMENT = "\n".join((REPOSITORY / "docs" / name).read_text() for name in ("operator.md", "errors.md"))
 REASON = re.compile(r"[A-Z][a-z]+(?:[A-Z][a-z]+)*")
 PLACES = ("artifacts.py", "verification.py", "kinds.py", "engine", "inference_pool", "model_version", "training_run")
 """Where conditions and events are decided."""
@@ -118,9 +118,9 @@ def test_each_reason_stands_in_the_tables_once_and_no_other():
     assert emitted, "the scan found nothing"
     assert sorted(set(conditions)) == sorted(conditions), "a reason is listed twice"
     missing = emitted - set(conditions) - set(listed("Events"))
-    assert not missing, f"docs/operator.md does not list {sorted(missing)} (or NO_REASONS here lacks a foreign word)"
+    assert not missing, f"docs/errors.md does not list {sorted(missing)} (or NO_REASONS here lacks a foreign word)"
     extra = set(conditions) - emitted
-    assert not extra, f"docs/operator.md lists {sorted(extra)}, which nothing emits"
+    assert not extra, f"docs/errors.md lists {sorted(extra)}, which nothing emits"
 
 
 def test_each_event_is_listed_and_no_other():
