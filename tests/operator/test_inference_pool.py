@@ -449,6 +449,7 @@ class TestScaleToZero:
         assert drowsy.status.stable is not None
         assert drowsy.status.stable.model_version == "v1", "nothing to compare with: not promoted"
         assert {v.verdict.value for v in drowsy.status.verdicts} == {"undecided"}
+        assert "NoAnalysisData" in drowsy.events, "and somebody hears of it"
         drowsy.want("v1")
         drowsy.step()
         drowsy.want("v3")

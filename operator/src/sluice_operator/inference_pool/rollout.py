@@ -307,8 +307,11 @@ class _Turning:
         if evidence.answered == 0:
             why = evidence.trouble or f"none of {evidence.asked} ready gateways has counts"
             self._event("NoAnalysisData", f"no counts of this rollout: {why}", True)
-        elif mine.requests == 0 and self._share() > 0:
-            self._event("NoAnalysisData", f"{candidate.model_version} was sent no requests in this rollout yet", True)
+        else:
+            for served, counts, share in ((candidate, mine, self._share()), (stable, theirs, 100 - self._share())):
+                if counts.requests == 0 and share > 0:
+                    text = f"{served.model_version} was sent no requests in this rollout yet"
+                    self._event("NoAnalysisData", text, True)
 
     def _breach(self) -> str | None:
         """Why the candidate must go, by fresh evidence or for want of any: more harmful looks, or more looks in a row
