@@ -22,7 +22,8 @@ from sluice_serving.artifacts import ArtifactError
 LOAD_SECONDS = 300.0
 """For all engines to fetch and load one adapter."""
 WAIT_SECONDS = 1800.0
-"""For the first engine to come up, where a whole cluster starts."""
+"""For the first engine to come up, where a whole cluster starts; then they are taken to sleep. Whichever comes up later
+loads the adapter before it is ready."""
 PAUSE_SECONDS = 1.0
 RENEW_SECONDS = 10.0
 """How often engines that came up since are seen to."""
@@ -47,7 +48,7 @@ class AdapterLoader:
                 return
             except NoEngineError:
                 if time.monotonic() > deadline:
-                    raise
+                    return
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def _load(self) -> None:
