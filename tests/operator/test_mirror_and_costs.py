@@ -1,16 +1,22 @@
 """What the gateways are told of mirroring and prices, and what status says of a look without counts."""
 
+import asyncio
 import json
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
+from sluice_contracts.analysis import AnalysisSnapshot, VersionCounts
 from sluice_contracts.inference_pool import ServedVersion
 from sluice_contracts.routing import RoutingTable
+from sluice_devcluster.ports import free_port
 from sluice_operator.children.gateway import gateway_objects
 from sluice_operator.children.routes import mirror_route, price
+from sluice_operator.inference_pool import evidence
 from sluice_operator.inference_pool.evidence import Evidence, add_up
 from sluice_operator.prices import Prices
 from sluice_operator.settings import Prometheus, SettingsError, from_environment
@@ -106,3 +112,33 @@ def test_the_operator_is_told_of_the_prometheus_by_its_environment(tmp_path: Pat
     assert from_environment(NEEDED | told).prometheus == Prometheus("https://prometheus:9090", Path(token))
     with pytest.raises(SettingsError, match="SLUICE_PROMETHEUS_URL is 'prometheus:9090'"):
         from_environment(NEEDED | {"SLUICE_PROMETHEUS_URL": "prometheus:9090"})
+
+
+@pytest.mark.parametrize("much", [False, True])
+async def test_counts_that_come_in_pieces_are_read_whole_up_to_a_bound(
+    monkeypatch: pytest.MonkeyPatch, much: bool
+) -> None:
+    snapshot = AnalysisSnapshot(
+        instance="i", window="w", since="2026-11-21T12:00:00Z", versions={"v1": VersionCounts()}
+    )
+    body = snapshot.model_dump_json(by_alias=True).encode()
+
+    async def analysis(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for piece in (body[: len(body) // 2], body[len(body) // 2 :], b" " * (evidence.LIMIT_BYTES if much else 1)):
+            await response.write(piece)
+            await asyncio.sleep(0.01)  # so that the pieces arrive one by one
+        return response
+
+    app = web.Application()
+    app.router.add_get("/analysis", analysis)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    monkeypatch.setattr(evidence, "INTERNAL_PORT", port)
+    async with aiohttp.ClientSession() as http:
+        found = await evidence._ask(http, "127.0.0.1")
+    await runner.cleanup()
+    assert (found is None) == much
