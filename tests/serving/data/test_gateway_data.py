@@ -15,6 +15,7 @@ import jwt as pyjwt
 import openai
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from sluice_contracts.routing import RoutingLimits
 from sluice_serving.gateway.data_command import app
 from sluice_serving.gateway.database import open_database
 from sluice_serving.gateway.jwt import JwtSettings
@@ -22,6 +23,9 @@ from typer.testing import CliRunner
 
 USER, ADMIN = "sk-the-application", "sk-the-officer"
 PIN = "my pin is 4711"
+ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For what no database decides."""
+SHARED_DATABASE = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
 def tenant_file(**more: Any) -> bytes:
@@ -42,9 +46,10 @@ class Answer:
 class Place:
     """A gateway with one tenant, and what is needed to look behind it."""
 
-    def __init__(self, gateway: Any, engine: Any, url: str) -> None:
+    def __init__(self, gateway: Any, engine: Any, backend: Any, url: str) -> None:
         self.gateway = gateway
         self.engine = engine
+        self.backend = backend
         self.url = url
 
     async def ask(self, *, key: str = USER, headers: dict[str, str] | None = None, **body: Any) -> Any:
@@ -74,10 +79,16 @@ class Place:
 
     async def written(self, count: int, table: str = "ai_interactions") -> list[dict[str, Any]]:
         """The rows, once there are so many."""
-        async with asyncio.timeout(30):
-            while len(found := await self.rows(table)) < count:
-                await asyncio.sleep(0.05)
+        deadline = time.monotonic() + 30
+        while len(found := await self.rows(table)) < count:
+            assert time.monotonic() < deadline, f"{len(found)} of {count} rows\n{await self.gateway.metrics()}"
+            await asyncio.sleep(0.05)
         return found
+
+    async def standing(self) -> float:
+        """Requests that run or wait."""
+        lines = (await self.gateway.metrics()).splitlines()
+        return sum(float(n.split()[-1]) for n in lines if n.startswith(("sluice_in_flight{", "sluice_waiting{")))
 
     def tenant(self, **more: Any) -> None:
         path = self.gateway.settings.keys_dir / "acme"
@@ -87,9 +98,12 @@ class Place:
 
 @pytest.fixture
 async def place(
-    start_gateway: Any, engines: Any, served: Any, database_url: str, tmp_path: Path, request: pytest.FixtureRequest
+    start_gateway: Any, engines: Any, served: Any, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
     """Starts a place; keyword arguments are the tenant's, but for `settings` and `backend`."""
+
+    monkeypatch.setattr("sluice_serving.gateway.interactions.FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr("sluice_serving.gateway.keys.POLL_SECONDS", 0.1)
 
     async def start(
         *, settings: dict[str, Any] | None = None, backend: dict[str, Any] | None = None, **tenant: Any
@@ -102,8 +116,9 @@ async def place(
                   "spool_dir": tmp_path / "spool"} | (settings or {})  # fmt: skip
         gateway = await start_gateway(**chosen)
         engine = await engines("a very private answer")
-        await gateway.route(served(engine, **(backend or {})))
-        return Place(gateway, engine, chosen["database_url"])
+        routed = served(engine, **(backend or {}))
+        await gateway.route(routed)
+        return Place(gateway, engine, routed, chosen["database_url"])
 
     return start
 
@@ -168,6 +183,7 @@ async def test_contexts_are_replaced_by_version_and_bounded_and_errors_name_the_
     assert (await here.call("GET", at))[0] == 404
 
 
+@ONE_DATABASE
 async def test_contexts_are_the_tenants_choice_and_nobody_elses_business(place: Any) -> None:
     here = await place(contexts=False)
     status, answer, _ = await here.call("POST", "/v1/contexts", {"user": "jane", "content": "x"})
@@ -182,22 +198,25 @@ async def test_content_is_kept_only_where_the_tenant_asked_for_it(place: Any) ->
     await here.written(1)
     assert await here.rows("ai_interaction_content") == []
     here.tenant(keepContent=True)
+    asked: Any = [{"role": "user", "content": PIN}]
     async with asyncio.timeout(30):
         while not await here.rows("ai_interaction_content"):
-            await here.ask(messages=[{"role": "user", "content": PIN}], user="jane")
-            await asyncio.sleep(0.3)
+            await here.ask(messages=asked, user="jane")
+            await asyncio.sleep(0.1)
+    streamed: Any = [{"role": "user", "content": f"{PIN}, streamed"}]
     client = here.gateway.openai(USER)
-    asked: Any = [{"role": "user", "content": PIN}]
-    stream = await client.chat.completions.create(model="support-bot", messages=asked, user="kim", stream=True)
+    stream = await client.chat.completions.create(model="support-bot", messages=streamed, user="kim", stream=True)
     assert [chunk async for chunk in stream]
-    count = len(await here.rows("ai_interaction_content")) + 1
-    kept = await here.written(count, "ai_interaction_content")
+    async with asyncio.timeout(30):
+        while json.loads((kept := await here.rows("ai_interaction_content"))[-1]["prompt"]) != streamed:
+            await asyncio.sleep(0.05)
+    assert json.loads(kept[0]["prompt"]) == asked
     for row in (kept[0], kept[-1]):
-        assert json.loads(row["prompt"]) == asked
         assert row["answer"].split() == ["a", "very", "private", "answer"]
     assert "4711" not in str(await here.rows())
 
 
+@ONE_DATABASE
 async def test_a_client_can_ask_for_no_record_at_all(place: Any) -> None:
     here = await place(keepContent=True, budgets=[{"window": "month", "requests": 3}])
     assert (await here.ask(headers={"x-sluice-record": "none"})).status == 200
@@ -211,6 +230,7 @@ async def test_a_client_can_ask_for_no_record_at_all(place: Any) -> None:
     assert (await here.ask()).status == 429  # what has no record counts all the same
 
 
+@ONE_DATABASE
 async def test_budgets_refuse_with_the_time_to_come_again(place: Any) -> None:
     here = await place(budgets=[{"window": "month", "tokens": 20}])
     assert (await here.ask()).status == 200  # 7 + 4 tokens
@@ -226,6 +246,7 @@ async def test_budgets_refuse_with_the_time_to_come_again(place: Any) -> None:
         )
 
 
+@ONE_DATABASE
 async def test_money_is_spent_by_the_versions_price(place: Any) -> None:
     priced = {"price": {"promptToken": 0.001, "outputToken": 0.002}}
     here = await place(budgets=[{"window": "month", "money": "0.02"}], backend=priced)
@@ -233,6 +254,7 @@ async def test_money_is_spent_by_the_versions_price(place: Any) -> None:
     assert (await here.written(2))[0]["cost"] == pytest.approx(0.015)
 
 
+@ONE_DATABASE
 async def test_leaving_early_is_not_free(place: Any) -> None:
     here = await place(budgets=[{"window": "month", "tokens": 10}])
     here.engine.word_delay = 0.2
@@ -301,6 +323,7 @@ def test_a_new_key_is_shown_once_and_its_entry_fits_a_tenants_file() -> None:
     assert CliRunner().invoke(app, ["key", "--id", "Not A Name"]).exit_code == 2
 
 
+@ONE_DATABASE
 async def test_a_token_of_the_issuer_stands_for_its_subject_only(place: Any, tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     public = pyjwt.get_algorithm_by_name("ES256").to_jwk(key.public_key(), as_dict=True) | {"kid": "k"}
@@ -328,7 +351,7 @@ async def test_a_token_of_the_issuer_stands_for_its_subject_only(place: Any, tmp
     assert 'sluice_unauthenticated_total{shown="token"} 2.0' in await here.gateway.metrics()
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@SHARED_DATABASE
 async def test_while_the_database_is_away_requests_are_answered_without_context(postgres: Any, place: Any) -> None:
     here = await place(contexts=True)
     await here.call("POST", "/v1/contexts", {"user": "jane", "content": "Likes tea."})
@@ -344,12 +367,48 @@ async def test_while_the_database_is_away_requests_are_answered_without_context(
     assert rows[0]["outcome"] == "ok"
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@SHARED_DATABASE
 async def test_without_a_key_of_its_own_a_shared_database_knows_no_users(place: Any) -> None:
     here = await place(contexts=True, settings={"pseudonym_key_file": None})
     status, answer, _ = await here.call("GET", "/v1/contexts/jane")
     assert (status, answer["error"]["code"]) == (503, "no_pseudonym_key")
     assert "x-sluice-context" not in (await here.ask(user="jane")).headers
+
+
+@ONE_DATABASE
+async def test_gateways_that_share_no_database_do_not_pretend_to_know_users(place: Any) -> None:
+    here = await place(contexts=True, settings={"replicas": 2})
+    for method, path in (("GET", "/v1/contexts/jane"), ("DELETE", "/v1/users/jane/records")):
+        status, answer, _ = await here.call(method, path, key=ADMIN)
+        assert (status, answer["error"]["code"]) == (503, "no_shared_database")
+    assert "x-sluice-context" not in (await here.ask(user="jane")).headers
+
+
+@ONE_DATABASE
+async def test_where_requests_wait_the_higher_priority_goes_first_and_keys_take_turns(place: Any) -> None:
+    def entry(name: str, priority: int) -> dict[str, Any]:
+        return {"id": name, "digest": "sha256:" + hashlib.sha256(f"sk-{name}".encode()).hexdigest(),
+                "priority": priority}  # fmt: skip
+
+    here = await place()
+    (here.gateway.settings.keys_dir / "acme").write_text(
+        json.dumps({"keys": [entry("batch", 2), entry("web", 5), entry("chat", 5)]})
+    )
+    await here.gateway.route(here.backend, limits=RoutingLimits(in_flight_per_replica=1, queue=20))
+    async with asyncio.timeout(30):
+        while (await here.ask(key="sk-chat")).status != 200:
+            await asyncio.sleep(0.05)
+    here.engine.hold, here.engine.requests = asyncio.Event(), []
+    asking = []
+    for n, name in enumerate(("web", "batch", "web", "web", "chat")):
+        asking.append(asyncio.create_task(here.ask(key=f"sk-{name}", messages=[{"role": "user", "content": name}])))
+        async with asyncio.timeout(30):
+            while await here.standing() != n + 1:
+                await asyncio.sleep(0.01)
+    here.engine.hold.set()
+    await asyncio.gather(*asking)
+    order = [request["messages"][0]["content"] for request in here.engine.requests]
+    assert order == ["web", "web", "chat", "web", "batch"]
 
 
 async def test_on_a_laptop_the_gateway_makes_its_key(start_gateway: Any, tmp_path: Path) -> None:

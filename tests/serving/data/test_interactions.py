@@ -255,6 +255,17 @@ async def test_a_database_that_is_away_is_named_without_its_url(tmp_path: Path) 
     await database.close()
 
 
+async def test_a_table_of_an_earlier_version_gets_what_it_lacks(database_url: str) -> None:
+    former = open_database(database_url)
+    async with former.transaction() as session:
+        await session.execute("ALTER TABLE ai_interactions DROP COLUMN cost")
+    await former.close()
+    now = open_database(database_url)
+    await insert(now, [(interaction(1, cost=0.5), None)])
+    assert [r["cost"] for r in await rows(now)] == [0.5]
+    await now.close()
+
+
 async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
     async def half() -> None:
         async with database.transaction() as session:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,38 @@ def test_each_append_is_on_disk_before_it_returns(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), real(fd)))
     spool.append(records(0, 1))
     assert len(b"00000000 record 0\n") in synced
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from sluice_serving.gateway.spool import Spool
+spool = Spool(Path(sys.argv[1]), 1 << 30, 4096)
+spool.open()
+n = 0
+while True:
+    n += spool.append([b"record %d" % i for i in range(n, n + 7)])
+    print(n, flush=True)
+    if n % 3 == 0:
+        _, mark = spool.read(5)
+        spool.commit(mark)
+        print("committed", mark.lines, flush=True)
+"""
+
+
+def test_a_process_that_is_killed_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", PROCESS, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(200)]
+        process.kill()
+        said += process.stdout.readlines()
+    said = [line for line in said if line.endswith("\n")]
+    acknowledged = max(int(line) for line in said if line[0].isdigit())
+    committed = sum(int(line.split()[1]) for line in said if line.startswith("committed"))
+    found = drain(opened(tmp_path), at_once=100)
+    numbers = [int(record.split()[1]) for record in found]
+    assert set(range(committed + 5, acknowledged)) <= set(numbers)  # 5: a commit that was not told any more
+    assert numbers == sorted(numbers)
 
 
 def test_a_folder_serves_one_process(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ class Accounting:
         budgets: BudgetLedger,
         contexts: ContextStore,
         pseudonym_key: bytes | None,
+        sees_all: bool = True,
         tokens: TokenVerifier | None = None,
     ) -> None:
         self.keys = keys
@@ -80,11 +81,23 @@ class Accounting:
         self.refused: Counter[str] = Counter()
         """Requests that were not believed, by what they showed."""
         self._pseudonym_key = pseudonym_key
+        self._sees_all = sees_all
 
     @property
     def knows_users(self) -> bool:
-        """Whether a user has the same pseudonym tomorrow."""
-        return self._pseudonym_key is not None
+        """Whether a user has the same pseudonym tomorrow, and the same records at every gateway."""
+        return self._pseudonym_key is not None and self._sees_all
+
+    def check_users(self) -> None:
+        """Raises ApiError 503 that says what is missing for users to be known."""
+        if not self._sees_all:
+            raise ApiError(503, "The pool has several gateways and no shared database, so each knows only what it was "
+                           "told itself: set gateway.interactions.databaseSecretRef.",
+                           code="no_shared_database")  # fmt: skip
+        if self._pseudonym_key is None:
+            raise ApiError(503, "The gateway has no key for pseudonyms, so it would not know a user again: set "
+                           "SLUICE_PSEUDONYM_KEY_FILE, or the pool's gateway.interactions.pseudonymKeySecretRef.",
+                           code="no_pseudonym_key")  # fmt: skip
 
     def pseudonym(self, tenant: str, user: str | None) -> str | None:
         """The user's name in records. Without a key of its own it follows from the API keys, and changes with them."""

@@ -64,10 +64,7 @@ class DataApi:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = await self._accounting.authenticate(scope)
-        if not self._accounting.knows_users:
-            raise ApiError(503, "The gateway has no key for pseudonyms, so it would not know a user again: set "
-                           "SLUICE_PSEUDONYM_KEY_FILE, or the pool's gateway.interactions.pseudonymKeySecretRef.",
-                           code="no_pseudonym_key")  # fmt: skip
+        self._accounting.check_users()
         path: str = scope["path"]
         try:
             if path.startswith(USERS):

@@ -88,6 +88,7 @@ def build_gateway(settings: Settings) -> Gateway:
         budgets=BudgetLedger(database, replicas=settings.replicas),
         contexts=ContextStore(database, settings.contexts_per_tenant),
         pseudonym_key=pseudonym_key(settings),
+        sees_all=database.shared or settings.replicas == 1,
         tokens=TokenVerifier(settings.jwt) if settings.jwt else None,
     )
     return Gateway(
