@@ -387,7 +387,10 @@ def compare_with_wald(rng: np.random.Generator, options: argparse.Namespace) -> 
     report = Report(
         "canary_wald",
         "A higher error rate: candidate's requests until it is known, against Wald's SPRT",
-        "rule|rates|stable : candidate|false alarms|found|mean|median|mean ratio|median ratio".split("|"),
+        [
+            *("rule", "rates", "stable : candidate", "false alarms", "found"),
+            *("mean", "median", "mean ratio", "median ratio"),
+        ],
         packages=["numpy", "sluice-operator"],
     )
     for ratio, (good, bad), step, limit in WALD:

@@ -96,6 +96,14 @@ async def test_the_copy_is_asked_in_one_piece_and_scored_by_likeness(bench: Benc
     assert seen.counts.requests == 0
 
 
+async def test_an_adapter_is_asked_by_the_name_its_engine_knows(bench: Bench) -> None:
+    bench.backends[1] = bench.backends[1].model_copy(update={"engine_model": "m:0123456789abcdef"})
+    bench.follow()
+    bench.send()
+    await bench.copied()
+    assert bench.candidate.requests[0]["model"] == "m:0123456789abcdef"
+
+
 async def test_another_answer_scores_less(bench: Bench) -> None:
     bench.send("Something else entirely was said before.")
     seen = await bench.copied()
