@@ -423,6 +423,19 @@ class TestScaleToZero:
         drowsy.step()
         assert drowsy.reason("Degraded") == ("True", "StableNotReady"), "and starts from the beginning"
 
+    def test_a_stable_engine_that_is_woken_for_a_rollout_keeps_its_traffic_and_a_candidate_gets_none(
+        self, drowsy: World
+    ) -> None:
+        drowsy.want("v2")
+        drowsy.step()
+        for version in ("v1", "v2"):  # as both are where an adapter is tried on the engine that sleeps
+            drowsy.engine(version, ready=False, deploying=True)
+        drowsy.step()
+        assert drowsy.routes is not None
+        assert [(b.model_version, b.weight, b.ready) for b in drowsy.routes.backends] == [("v1", 100, True)]
+        assert drowsy.reason() == ("False", "CandidateStarting")
+        assert drowsy.reason("Degraded")[0] == "False"
+
     def test_a_candidate_is_awake_before_it_gets_traffic_and_as_long_as_it_is_tried(self, drowsy: World) -> None:
         drowsy.want("v2")
         drowsy.step()

@@ -94,7 +94,7 @@ class _Turning:
         for served in (self.status.stable, self.status.candidate, self.status.previous):
             if served is not None:
                 engine = self.observed.engines.get(served.ray_service)
-                well = engine is not None and (engine.ready or (engine.deploying and self._let_sleep(served)))
+                well = engine is not None and (engine.ready or (engine.deploying and self._drowsy(served)))
                 if engine is not None and served.base is not None:
                     well = well and adapters.answers(engine, served)
                 served.ready = well and engine is not None and not engine.deleting
@@ -104,10 +104,10 @@ class _Turning:
             self._record(stable, RolloutOutcome.PROMOTED, "first deployment: there was nothing to compare with", [])
             self._event("FirstDeployment", f"{stable.model_version} serves")
 
-    def _let_sleep(self, served: ServedVersion) -> bool:
-        """Whether a version that answers has just been told that it may sleep. Its engines go on meanwhile, and the
-        gateway holds requests for it: that is no reason to take it out of the traffic."""
-        return self.spec.replicas.min == 0 and served.ready and self.status.candidate is None
+    def _drowsy(self, served: ServedVersion) -> bool:
+        """Whether a version that has served, and answered up to now, may sleep. Ray Serve deploys when it is told that
+        it may or may not: its engines go on meanwhile, or wake, and the gateway holds requests. It keeps its traffic."""
+        return self.spec.replicas.min == 0 and served.ready and served.since is not None
 
     def _drop_previous(self) -> None:
         previous = self.status.previous
