@@ -106,7 +106,7 @@ class _Turning:
 
     def _drowsy(self, served: ServedVersion) -> bool:
         """Whether a version that has served, and answered up to now, may sleep. Ray Serve deploys when it is told that
-        it may or may not: its engines go on meanwhile, or wake, and the gateway holds requests. It keeps its traffic."""
+        it may or may not: its engines go on meanwhile, or wake, and the gateway holds requests. Traffic stays."""
         return self.spec.replicas.min == 0 and served.ready and served.since is not None
 
     def _drop_previous(self) -> None:
