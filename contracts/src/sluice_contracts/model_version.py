@@ -29,7 +29,7 @@ class HealthGate(Contract):
 
     report: Uri
     """The health report: JSON that `sluice-train publish health` makes from the batches devices sent."""
-    max_failure_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    max_failure_share: Annotated[float, Field(ge=0.001, le=0.999)] = 0.1
     """The share of requests that may fail. What is surely above it halts the release."""
     min_requests: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100
     """Requests the report must tell of before a further stage opens; 0 lets silence pass."""

@@ -19,15 +19,16 @@ from sluice_operator.kube.credentials import connection
 from sluice_operator.kube.resources import CHILDREN, OWN, Resource
 from sluice_operator.plan import Object
 
-PAGE = 40
-"""Objects of one request of a first list. kopf lists all kinds at once and holds a page of each, whole and as text."""
+PAGE = 20
+"""Objects of one request of a first list. kopf lists all kinds at once, and holds a page of each: whole, as text, and
+with a task for each object."""
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 BACKOFFS = [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]
 """Seconds between kopf's attempts at one request. An API server that is away for longer ends this process; the next one
 begins with a list of everything."""
-IDLE_SECONDS = 0.1
-"""How long kopf's worker of one object waits for its next event. It holds the last one meanwhile, whole: with a second,
-all that a first list brings in a second is in memory at once."""
+IDLE_SECONDS = 0.02
+"""How long kopf's worker of one object waits for its next event. Until then it is a task with a queue and a timer: with
+a second, all that a first list brings in a second is in memory at once."""
 GOODBYE_SECONDS = 5.0
 CLOSING_SECONDS = 0.1
 """TLS connections close in a later turn of the loop than the one that asks them to."""
