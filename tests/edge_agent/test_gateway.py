@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import openai
 import pytest
 from edge_world import MODEL
+from sluice_edge.gateway.app import Turn
+from sluice_edge.gateway.chat_request import ChatRequest
 
 SECRET = "canary-6f1e-TOKEN"
 
@@ -176,6 +179,18 @@ def test_what_is_not_on_the_list_is_refused_and_named(shared, change: dict, stat
     if param is not None:
         assert error["param"] == param
     assert "secret project" not in answer.text
+
+
+def test_a_stream_says_who_speaks_even_where_the_engine_does_not() -> None:
+    """As llama.cpp does where its first token is only a part of a character (recorded from build b11549)."""
+    asked = ChatRequest.model_validate_json(json.dumps(body(stream=True)))
+    turn = Turn(SimpleNamespace(model=MODEL), None, asked)
+    first, second = (
+        turn._event(b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"%s"}}]}' % text, False)
+        for text in (b"a", b"b")
+    )
+    deltas = [json.loads(event.removeprefix(b"data: "))["choices"][0]["delta"] for event in (first, second)]
+    assert deltas == [{"role": "assistant", "content": "a"}, {"content": "b"}]
 
 
 def test_an_address_to_fetch_is_refused(shared) -> None:

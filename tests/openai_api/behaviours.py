@@ -93,6 +93,7 @@ def a_streamed_chat_says_the_same(api: Api) -> None:
     whole = api.client.chat.completions.create(**asked)
     chunks = list(api.client.chat.completions.create(**asked, stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks if c.choices[0].finish_reason] == ["length"]
     assert all(c.usage is None for c in chunks)
     counted = list(api.client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))

@@ -231,6 +231,8 @@ class Turn:
         self.engine_body = body.for_engine()
         self.started = time.monotonic()
         self.answer = Answer()
+        self.begun = False
+        """Whether the client has been told who speaks."""
 
     def headers(self) -> dict[str, str]:
         """Which version answers."""
@@ -323,6 +325,10 @@ class Turn:
             return event + b"\n\n"
         self.answer.id = str(chunk.get("id", ""))
         for choice in chunk.get("choices", []):
+            if not self.begun:
+                # llama.cpp leaves it out where its first token is only a part of a character; clients need it.
+                choice["delta"] = {"role": "assistant"} | choice.get("delta", {})
+                self.begun = True
             text = choice.get("delta", {}).get("content")
             if text:
                 self.answer.text.append(text)

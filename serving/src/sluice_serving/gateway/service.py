@@ -6,10 +6,8 @@ event must go out as it comes.
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,14 +15,15 @@ from sluice_contracts.analysis import CLIENT_CLOSED
 from sluice_contracts.routing import Backend, RoutingTable
 from starlette.types import Receive, Scope, Send
 
-from sluice_serving.gateway.accounting import Accounting, Visit
+from sluice_serving.gateway.accounting import Accounting
 from sluice_serving.gateway.admission import Lane, LaneClosed, Overloaded
 from sluice_serving.gateway.answers import read_counts
 from sluice_serving.gateway.asgi import Disconnected, header, read_body, send_body, send_start, until_disconnect
-from sluice_serving.gateway.cache import Kept, Lookup, ResponseCache
+from sluice_serving.gateway.cache import Kept, ResponseCache
 from sluice_serving.gateway.completion import Completion, Kind, read_completion
 from sluice_serving.gateway.errors import ApiError, EngineFailed
 from sluice_serving.gateway.events import BrokenStream, error_event, stream_reader
+from sluice_serving.gateway.exchange import Exchange
 from sluice_serving.gateway.holding import Holding
 from sluice_serving.gateway.listening import Listener, listen
 from sluice_serving.gateway.metrics import Gauges
@@ -49,30 +48,6 @@ logger = logging.getLogger("sluice.gateway")
 
 MAX_SESSION_CHARACTERS = 256
 UNAVAILABLE_RETRY_AFTER = 5.0
-
-
-@dataclass
-class Exchange:
-    """What is known of one request so far."""
-
-    kind: Kind
-    id: str = field(default_factory=lambda: secrets.token_hex(16))
-    began: float = field(default_factory=time.monotonic)
-    tenant: str = ""
-    visit: Visit | None = None
-    """Key, budgets and record; None until the request is let in."""
-    user: str | None = None
-    person: str | None = None
-    lookup: Lookup | None = None
-    """None: its answer is not one to keep."""
-    backend: Backend | None = None
-    request_bytes: int = 0
-    route: str = "none"
-    outcome: Outcome | None = None
-    started: bool = False
-    """Whether response headers are out."""
-    events: int = 0
-    """Events that the client has got."""
 
 
 class Gateway:
@@ -184,8 +159,7 @@ class Gateway:
         if left:
             exchange.outcome = Outcome(failed=False, label="client_closed", finish_reason=CLIENT_CLOSED)
             return
-        ttft = exchange.outcome.ttft if exchange.outcome else None
-        exchange.outcome = Outcome(failed=exchange.backend is not None, ttft=ttft, label="timeout")
+        exchange.outcome = Outcome(failed=exchange.backend is not None, ttft=exchange.ttft, label="timeout")
         if not exchange.started:
             late = ApiError(504, "The model did not answer in time.", code="timeout")
             await self._refuse(exchange, late, send)
@@ -270,7 +244,7 @@ class Gateway:
                 return
             except EngineFailed as error:
                 label = "unavailable" if error.unavailable else "engine_error"
-                exchange.outcome = _failed(exchange, label, self._partial(exchange))
+                exchange.outcome = exchange.failed(label, exchange.ttft)
                 tried.add(backend.model_version)
                 others = [b for b in self._table().backends if b.model_version not in tried]
                 may_ask_another = error.retriable and not exchange.started and len(tried) < VERSIONS
@@ -324,10 +298,6 @@ class Gateway:
             self.observations.retries += 1
             await asyncio.sleep(RETRY_PAUSE_SECONDS)
 
-    @staticmethod
-    def _partial(exchange: Exchange) -> float | None:
-        return exchange.outcome.ttft if exchange.outcome else None
-
     def _heard(self, exchange: Exchange, backend: Backend, completion: Completion, listener: Listener) -> None:
         """The client has its answer; what is left is for the analysis."""
         if exchange.outcome is not None:
@@ -374,17 +344,20 @@ class Gateway:
         ttft: float | None = None
         try:
             async for chunk in chunks:
-                for event in reader.feed(chunk):
+                events = list(reader.feed(chunk))
+                if events:
                     if not exchange.started:
                         ttft = time.monotonic() - asked
                         exchange.outcome = Outcome(failed=True, ttft=ttft, label="broken_stream")
                         exchange.started = True
                         headers = self._headers(exchange, backend, completion)
                         await send_start(send, 200, b"text/event-stream", headers)
-                    await send_body(send, for_client(event, self._table().model, backend), more=True)
-                    if listener is not None:
-                        listener.feed(event)
+                    # What came together goes on together: under load that is fewer, larger writes.
+                    await send_body(send, for_client(b"".join(events), self._table().model, backend), more=True)
                     exchange.events = reader.events
+                    if listener is not None:
+                        for event in events:
+                            listener.feed(event)
                 if reader.error is not None or reader.finished:
                     break
         except BrokenStream as error:
@@ -430,7 +403,7 @@ class Gateway:
         exchange.outcome = Outcome(failed=False, label="template")
         self.observations.fallbacks += 1
         kind = b"text/event-stream" if completion.stream else b"application/json"
-        await send_start(send, 200, kind, [(b"x-sluice-fallback", b"template"), *_identity(exchange)], len(body))
+        await send_start(send, 200, kind, [(b"x-sluice-fallback", b"template"), *exchange.identity()], len(body))
         await send_body(send, body, more=False)
         return True
 
@@ -438,7 +411,7 @@ class Gateway:
         headers = [
             (b"x-sluice-version", backend.model_version.encode()),
             (b"x-sluice-lineage", backend.lineage.encode("latin-1", "replace")),
-            *_identity(exchange),
+            *exchange.identity(),
         ]
         if exchange.lookup is not None:
             headers.append((b"x-sluice-cache", exchange.lookup.word.encode()))
@@ -452,7 +425,7 @@ class Gateway:
             exchange.outcome = Outcome(failed=False, label=label)
         exchange.started = True
         body = error.encoded()
-        headers = [*error.headers(), *_identity(exchange)]
+        headers = [*error.headers(), *exchange.identity()]
         await send_start(send, error.status, b"application/json", headers, len(body))
         await send_body(send, body, more=False)
 
@@ -482,13 +455,3 @@ class Gateway:
         )
         price = backend.price if backend else None
         self.accounting.end(exchange.visit, interaction, price, exchange.request_bytes, exchange.events)
-
-
-def _failed(exchange: Exchange, label: str, ttft: float | None = None) -> Outcome:
-    if ttft is not None:
-        label = "broken_stream"
-    return Outcome(failed=True, ttft=ttft, label=label)
-
-
-def _identity(exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    return [(b"x-request-id", exchange.id.encode())]

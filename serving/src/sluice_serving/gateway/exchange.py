@@ -1,0 +1,49 @@
+"""What is known of one request while it is answered."""
+
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from sluice_contracts.routing import Backend
+
+from sluice_serving.gateway.accounting import Visit
+from sluice_serving.gateway.cache import Lookup
+from sluice_serving.gateway.completion import Kind
+from sluice_serving.gateway.observations import Outcome
+
+
+@dataclass
+class Exchange:
+    """What is known of one request so far."""
+
+    kind: Kind
+    id: str = field(default_factory=lambda: secrets.token_hex(16))
+    began: float = field(default_factory=time.monotonic)
+    tenant: str = ""
+    visit: Visit | None = None
+    """Key, budgets and record; None until the request is let in."""
+    user: str | None = None
+    person: str | None = None
+    lookup: Lookup | None = None
+    """None: its answer is not one to keep."""
+    backend: Backend | None = None
+    request_bytes: int = 0
+    route: str = "none"
+    outcome: Outcome | None = None
+    started: bool = False
+    """Whether response headers are out."""
+    events: int = 0
+    """Events that the client has got."""
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds to the first event, where one was sent."""
+        return self.outcome.ttft if self.outcome else None
+
+    def failed(self, label: str, ttft: float | None = None) -> Outcome:
+        """The outcome of a version that did not do its part."""
+        return Outcome(failed=True, ttft=ttft, label=label if ttft is None else "broken_stream")
+
+    def identity(self) -> list[tuple[bytes, bytes]]:
+        """The header by which a client can name the request to whoever looks after the gateway."""
+        return [(b"x-request-id", self.id.encode())]
