@@ -177,6 +177,35 @@ def test_a_job_whose_status_cannot_be_had_fails_after_five_minutes() -> None:
     world.play(2, Answer.UNREACHABLE)
 
     assert world.job["status"]["reason"] == "JobStatusCheckTimeoutExceeded"
+    assert world.job["status"]["message"] == (
+        "Job status checks have been failing since 2026-11-21 07:00:00; exceeded timeout of 300s"
+    )
+
+
+def test_a_submission_that_ray_does_not_take_counts_as_a_failed_check_until_one_is_taken() -> None:
+    world = World({"entrypoint": "x", "submissionMode": "HTTPMode"})
+    world.play("ready")
+    job, later = world.job, START + datetime.timedelta(seconds=300)
+
+    refused = rayjob.after_submission(job, job["status"], START, taken=False)
+    taken = rayjob.after_submission(job, refused, later, taken=True)
+    given_up = rayjob.after_submission(job, refused, later, taken=False)
+
+    assert refused == job["status"] | {"jobStatusCheckFailureStartTime": "2026-11-21T07:00:00Z"}
+    assert taken == job["status"]
+    assert given_up["reason"] == "JobStatusCheckTimeoutExceeded"
+
+
+def test_a_job_that_does_not_begin_in_time_fails_with_kuberays_words() -> None:
+    world = World({"entrypoint": "x", "submissionMode": "HTTPMode", "preRunningDeadlineSeconds": 60})
+
+    world.play(61)
+
+    assert world.job["status"]["reason"] == "PreRunningDeadlineExceeded"
+    assert world.job["status"]["message"] == (
+        "The RayJob has passed the preRunningDeadlineSeconds. StartTime: 2026-11-21 07:00:00 +0000 UTC. "
+        "PreRunningDeadlineSeconds: 60"
+    )
 
 
 def test_the_stand_in_says_what_it_does_not_know() -> None:

@@ -130,7 +130,7 @@ class Controller:
         await self._write_status(cluster, cluster_status.status(cluster, [*mine, *made], now))
 
     async def _job(self, job: JSON, world: World) -> None:
-        namespace, name = _key(job)
+        namespace = job["metadata"]["namespace"]
         status = job.get("status", {})
         cluster = world.cluster(namespace, status.get("rayClusterName"))
         if cluster and "deletionTimestamp" in cluster["metadata"]:
@@ -149,7 +149,9 @@ class Controller:
             answer = rayjob.Answer.UNREACHABLE
             if address:
                 answer = await ray_api.job_info(self._session, address, status["jobId"])
-        step = rayjob.step(job, cluster, answer, datetime.datetime.now(datetime.UTC), names.suffix())
+        now = datetime.datetime.now(datetime.UTC)
+        step = rayjob.step(job, cluster, answer, now, names.suffix())
+        after = step.status
         if step.status.get("jobDeploymentStatus") != "ValidationFailed":
             await self._finalizer(job, names.JOB_FINALIZER, there=True)
         for action in step.actions:
@@ -161,9 +163,19 @@ class Controller:
             elif action is rayjob.Action.HEAD_SERVICE:
                 await self._kube.apply("Service", pods.head_service(job, status["rayClusterName"]))
             elif action is rayjob.Action.SUBMIT and address:
-                await ray_api.submit_job(self._session, address, job["spec"], status["jobId"])
-                log.info("submitted %s of %s/%s", status["jobId"], namespace, name)
-        await self._write_status(job, step.status)
+                after = rayjob.after_submission(job, after, now, taken=await self._submitted(job, address))
+        await self._write_status(job, after)
+
+    async def _submitted(self, job: JSON, address: str) -> bool:
+        """Submit a job's entry point; whether Ray took it."""
+        job_id = job["status"]["jobId"]
+        try:
+            await ray_api.submit_job(self._session, address, job["spec"], job_id)
+        except RayError as error:
+            log.warning("RayJob %s/%s: %s", *_key(job), error)
+            return False
+        log.info("submitted %s of %s/%s", job_id, *_key(job))
+        return True
 
     async def _service(self, service: JSON, world: World) -> None:
         namespace, name = _key(service)

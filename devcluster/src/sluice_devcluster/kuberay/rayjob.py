@@ -127,7 +127,8 @@ def _running(spec: Mapping[str, Any], old: JSON, answer: JSON | Answer, now: dat
         since = old.setdefault("jobStatusCheckFailureStartTime", text(now))
         if (now - instant(since)).total_seconds() < CHECK_TIMEOUT_S:
             return Step(old)
-        message = f"the job's status could not be had for {CHECK_TIMEOUT_S} s"
+        begun = instant(since).strftime("%Y-%m-%d %H:%M:%S")
+        message = f"Job status checks have been failing since {begun}; exceeded timeout of {CHECK_TIMEOUT_S}s"
         return Step(_failed(old, "JobStatusCheckTimeoutExceeded", message, now))
     if answer is Answer.UNKNOWN_JOB:
         # Also after a head was lost: the new one has never heard of the job, and it starts again from its beginning.
@@ -154,6 +155,13 @@ def _running(spec: Mapping[str, Any], old: JSON, answer: JSON | Answer, now: dat
     return Step(old | {"jobDeploymentStatus": "Complete", "endTime": text(now), "succeeded": succeeded})
 
 
+def after_submission(job: Mapping[str, Any], status: JSON, now: datetime.datetime, *, taken: bool) -> JSON:
+    """The status after an attempt to submit. One that Ray did not take counts like a question it did not answer."""
+    if not taken:
+        return _running(job["spec"], dict(status), Answer.UNREACHABLE, now).status
+    return {k: v for k, v in status.items() if k != "jobStatusCheckFailureStartTime"}
+
+
 def _failed(old: JSON, reason: str, message: str, now: datetime.datetime) -> JSON:
     return old | {
         "jobDeploymentStatus": "Failed",
@@ -166,14 +174,15 @@ def _failed(old: JSON, reason: str, message: str, now: datetime.datetime) -> JSO
 
 def _deadline(spec: Mapping[str, Any], old: JSON, now: datetime.datetime) -> JSON | None:
     start = instant(old["startTime"])
+    begun = start.strftime("%Y-%m-%d %H:%M:%S +0000 UTC")
     limit = spec.get("activeDeadlineSeconds")
     if limit and (now - start).total_seconds() >= limit:
-        begun = start.strftime("%Y-%m-%d %H:%M:%S +0000 UTC")
         message = f"The RayJob has passed the activeDeadlineSeconds. StartTime: {begun}. ActiveDeadlineSeconds: {limit}"
         return _failed(old, "DeadlineExceeded", message, now)
     limit = spec.get("preRunningDeadlineSeconds")
     if limit and old["jobDeploymentStatus"] == "Initializing" and (now - start).total_seconds() >= limit:
-        message = f"The RayJob has passed the preRunningDeadlineSeconds: {limit}"
+        field = "preRunningDeadlineSeconds"
+        message = f"The RayJob has passed the {field}. StartTime: {begun}. P{field[1:]}: {limit}"
         return _failed(old, "PreRunningDeadlineExceeded", message, now)
     return None
 
