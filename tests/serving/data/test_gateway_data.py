@@ -16,9 +16,12 @@ import openai
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from sluice_contracts.routing import RoutingLimits
+from sluice_devcluster.ports import free_port
 from sluice_serving.gateway.data_command import app
 from sluice_serving.gateway.database import open_database
 from sluice_serving.gateway.jwt import JwtSettings
+from sluice_serving.gateway.main import serve
+from sluice_serving.gateway.settings import Settings, SettingsError
 from typer.testing import CliRunner
 
 USER, ADMIN = "sk-the-application", "sk-the-officer"
@@ -409,6 +412,25 @@ async def test_where_requests_wait_the_higher_priority_goes_first_and_keys_take_
     await asyncio.gather(*asking)
     order = [request["messages"][0]["content"] for request in here.engine.requests]
     assert order == ["web", "web", "chat", "web", "batch"]
+
+
+@pytest.mark.parametrize(
+    ("place_of", "says"),
+    [("database_url", "cannot keep a key beside the database"), ("spool_dir", "cannot open the spool")],
+)
+async def test_a_place_that_cannot_be_written_to_is_named_at_the_start(
+    tmp_path: Path, place_of: str, says: str
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("where a folder should be")
+    chosen: dict[str, Any] = {"database_url": f"sqlite:///{tmp_path}/i.db", "spool_dir": tmp_path / "spool"}
+    chosen[place_of] = f"sqlite:///{blocked}/i.db" if place_of == "database_url" else blocked / "spool"
+    (tmp_path / "keys").mkdir()
+    settings = Settings(keys_dir=tmp_path / "keys", routes_file=tmp_path / "routes.json", host="127.0.0.1",
+                        port=free_port(), internal_port=free_port(), **chosen)  # fmt: skip
+    with pytest.raises((OSError, SettingsError), match=says) as error:
+        await serve(settings)
+    assert "SLUICE_" in str(error.value)
 
 
 async def test_on_a_laptop_the_gateway_makes_its_key(start_gateway: Any, tmp_path: Path) -> None:

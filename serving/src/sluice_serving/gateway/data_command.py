@@ -94,7 +94,7 @@ def _with_user(tenant: str, user: str, work: Any) -> None:
     settings = _settings()
     try:
         made_with = pseudonym_key(settings)
-    except (SettingsError, OSError) as error:
+    except SettingsError as error:
         _fail(str(error))
     if made_with is None:
         _fail("the gateway has no key for pseudonyms, so nobody can tell whose a record is: set "

@@ -11,7 +11,7 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class KeyStore:
         self._clock = clock
         self._held: dict[bytes, _Held] = {}
         self._signature: object = None
+        self._fingerprint = _fingerprint([])
         self._blinding = secrets.token_bytes(32)
 
     def __len__(self) -> int:
@@ -73,10 +74,7 @@ class KeyStore:
 
     def fingerprint(self) -> bytes:
         """A secret that follows from all keys, equal in every gateway that has the same ones."""
-        whole = hashlib.sha256(b"sluice pseudonyms")
-        for digest in sorted(held.digest for held in self._held.values()):
-            whole.update(digest)
-        return whole.digest()
+        return self._fingerprint
 
     def load(self) -> None:
         """Read the folder if it changed. Problems are logged by tenant and field, never with content."""
@@ -113,6 +111,7 @@ class KeyStore:
                 logger.warning("the key of tenant %s lies in plain text; store its sha256: digest instead", name)
         self.tenants = tenants
         self._held = self._index(tenants)
+        self._fingerprint = _fingerprint(self._held.values())
 
     def _index(self, tenants: dict[str, TenantFile]) -> dict[bytes, _Held]:
         held: dict[bytes, _Held] = {}
@@ -136,6 +135,13 @@ class KeyStore:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             await asyncio.to_thread(self.load)
+
+
+def _fingerprint(held: Iterable[_Held]) -> bytes:
+    whole = hashlib.sha256(b"sluice pseudonyms")
+    for digest in sorted(key.digest for key in held):
+        whole.update(digest)
+    return whole.digest()
 
 
 def caller_of(name: str, tenant: TenantFile, key: KeyEntry) -> Caller:

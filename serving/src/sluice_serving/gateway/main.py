@@ -26,7 +26,7 @@ from sluice_serving.gateway.pseudonyms import pseudonym_key
 from sluice_serving.gateway.routes import ConfigMapWatch, follow_file
 from sluice_serving.gateway.service import Gateway
 from sluice_serving.gateway.settings import Settings, SettingsError, read_settings
-from sluice_serving.gateway.spool import Spool
+from sluice_serving.gateway.spool import Spool, SpoolInUse
 from sluice_serving.gateway.upstream import Upstream
 
 logger = logging.getLogger("sluice.gateway")
@@ -112,7 +112,12 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         _claim(settings.host, settings.internal_port, "SLUICE_INTERNAL_PORT"),
     ]
     gateway.keys.load()
-    await asyncio.to_thread(gateway.interactions.spool.open)
+    try:
+        await asyncio.to_thread(_open_spool, gateway.interactions.spool)
+    except OSError:
+        for port in taken:
+            port.close()
+        raise
     await gateway.upstream.open()
     background = [
         asyncio.create_task(_forever("keys", gateway.keys.watch())),
@@ -147,6 +152,16 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         gateway.holding.close()
         await gateway.upstream.close()
     logger.info("stopped")
+
+
+def _open_spool(spool: Spool) -> None:
+    try:
+        spool.open()
+    except SpoolInUse:
+        raise
+    except OSError as error:
+        raise OSError(f"cannot open the spool {spool.folder}: {error.strerror}; set SLUICE_SPOOL_DIR to a folder that "
+                      "can be written to") from None  # fmt: skip
 
 
 async def _follow_routes(settings: Settings, gateway: Gateway) -> None:

@@ -2,6 +2,7 @@
 Secret of its own. On a laptop, where the database is a file, the gateway makes one beside it.
 """
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -14,7 +15,7 @@ MIN_BYTES = 16
 def pseudonym_key(settings: Settings) -> bytes | None:
     """The key. None with a shared database and no key: pseudonyms then follow from the API keys, and change with them.
 
-    Raises SettingsError, OSError.
+    Raises SettingsError.
     """
     if settings.pseudonym_key_file is not None:
         try:
@@ -30,13 +31,19 @@ def pseudonym_key(settings: Settings) -> bytes | None:
 
 
 def _own_key(database: Path) -> bytes:
+    """The key beside the file, made if there is none. Written whole before it has its name: of two that start at once,
+    both must end up with the same one."""
     path = database.with_name(f"{database.name}.key")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as writing:
+                writing.write(secrets.token_hex(32).encode())
+            with contextlib.suppress(FileExistsError):
+                os.link(fresh, path)
+            fresh.unlink()
         return path.read_bytes()
-    with os.fdopen(file, "wb") as writing:
-        key = secrets.token_hex(32).encode()
-        writing.write(key)
-    return key
+    except OSError as error:
+        raise SettingsError(f"cannot keep a key beside the database at {path}: {error.strerror}; set "
+                            "SLUICE_DATABASE_URL to a place that can be written to") from None  # fmt: skip
