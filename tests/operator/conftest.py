@@ -154,8 +154,9 @@ class Bucket:
         gates: bool = True,
         waiver: Json | None = None,
         folder: str | None = None,
+        adapter_on: str | None = None,
     ) -> ManifestReference:
-        """A finished run's folder: artefacts, report, manifest."""
+        """A finished run's folder: artefacts, report, manifest. `adapter_on`: the digest of the base's manifest."""
         folder = folder or f"runs/{lineage}"
         gate = GateResult(metric="intent.accuracy", value=0.95, bound=">= 0.9", n=400, passed=waiver is None)
         report = EvaluationReport(
@@ -174,10 +175,13 @@ class Bucket:
         )
         parity_digest = self.put(f"{folder}/parity.json", parity.canonical())
         weights = {"export/safetensors/model.safetensors": b"w" * 64, "export/gguf/m-Q8_0.gguf": b"g" * 32}
+        if adapter_on is not None:
+            weights |= {f"export/adapter/{n}": n.encode() for n in ("adapter_config.json", "adapter_model.safetensors")}
+        roles = {"export/gguf": "device", "export/adapter": "adapter", "export/safetensors": "served"}
         artifacts = [
             {
                 "path": path,
-                "role": "device" if path.endswith("gguf") else "served",
+                "role": roles[path.rpartition("/")[0]],
                 "size": len(data),
                 "sha256": self.put(f"{folder}/{path}", data),
             }
@@ -190,9 +194,11 @@ class Bucket:
                 "trainingRun": run,
                 "runUri": f"{self.uri}/{folder}",
                 "dataset": {"runId": "run-1", "uri": f"{self.uri}/d", "digest": DIGEST},
-                "baseDigest": DIGEST,
+                "baseDigest": adapter_on or DIGEST,
                 "code": {"gitSha": "c0ffee"},
-                "recipe": {"method": "scratch", "steps": 1},
+                "recipe": {"method": "lora", "steps": 1, "lora": {}}
+                if adapter_on
+                else {"method": "scratch", "steps": 1},
                 "evaluation": {
                     "uri": f"{self.uri}/{folder}/eval/report.json",
                     "digest": report_digest,

@@ -9,8 +9,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+from sluice_contracts.adapters import adapter_application
 from sluice_contracts.analysis import AnalysisSnapshot, VersionCounts
 from sluice_contracts.job import JobResult
+from sluice_contracts.names import FINALIZER_IN_USE
 from sluice_contracts.training_run import GateResult, Stage
 from sluice_devcluster.ports import free_port
 from sluice_operator.kube.resources import (
@@ -280,6 +282,51 @@ class TestInferencePool:
         assert (await cluster.routes("chat"))["window"] == window
         assert len(await cluster.names(RAY_SERVICE)) == 2
         await cluster.exists(JOB, "v2-publish")
+
+    async def test_an_adapter_is_tried_and_promoted_on_the_pods_of_its_base(
+        self, cluster: Any, bucket: Any, make: Any, gateways: Start
+    ) -> None:
+        base = bucket.version(LINEAGE_1)
+        await cluster.version("v1", base)
+        await cluster.version("v2", bucket.version(LINEAGE_2, run="v2", adapter_on=base.digest))
+        version = await cluster.condition(MODEL_VERSION, "v2", "Verified", "True")
+        assert version["status"]["buildsOn"] == {"digest": base.digest, "adapter": False, "rank": 16}
+        room = {"engine": {"adapters": {}}, "rollout": {"rollbackWindow": "1s"}}
+        await cluster.apply(INFERENCE_POOL, "chat", pool_body(make, **room))
+        (service,) = await cluster.until("the RayService", lambda: cluster.names(RAY_SERVICE))
+        before = (await cluster.get(RAY_SERVICE, service))["spec"]["rayClusterConfig"]
+        await cluster.ray(RAY_SERVICE, service, "ready")
+        gateway = await gateways("127.0.0.27")
+        await gateway.appear(cluster, "chat")
+        await cluster.gateway_ready("chat")
+        await cluster.condition(INFERENCE_POOL, "chat", "Ready", "True", "Serving")
+
+        await cluster.apply(INFERENCE_POOL, "chat", pool_body(make, modelVersion="v2", **room))
+        pool = await cluster.condition(INFERENCE_POOL, "chat", "Ready", "False", "CandidateStarting")
+        assert pool["status"]["rolloutNeeds"]["accelerators"] == pool["status"]["rolloutNeeds"]["replicas"] == 0
+        name = adapter_application(pool["status"]["candidate"]["manifestDigest"])
+
+        async def configured() -> bool:
+            return name in (await cluster.get(RAY_SERVICE, service))["spec"]["serveConfigV2"]
+
+        await cluster.until("the adapter's application", configured)
+        both = {"llm": {"status": "RUNNING"}, name: {"status": "RUNNING"}}
+        await cluster.ray(RAY_SERVICE, service, "ready", activeServiceStatus={"applicationStatuses": both})
+        await weights(cluster, ("v1", 80), ("v2", 20))
+        await answer(gateway, cluster, counted(400, 2), counted(100, 0))
+        await weights(cluster, ("v1", 50), ("v2", 50))
+        await answer(gateway, cluster, counted(800, 4), counted(500, 2))
+        await cluster.condition(INFERENCE_POOL, "chat", "Ready", "True", "Serving")
+        await weights(cluster, ("v2", 100))
+        assert (await cluster.routes("chat"))["backends"][0]["engineModel"].startswith("support-bot:")
+
+        async def forgotten() -> bool:
+            return "previous" not in (await cluster.get(INFERENCE_POOL, "chat"))["status"]
+
+        await cluster.until("the end of the rollback window", forgotten)
+        assert await cluster.names(RAY_SERVICE) == [service]
+        assert (await cluster.get(RAY_SERVICE, service))["spec"]["rayClusterConfig"] == before
+        assert FINALIZER_IN_USE in (await cluster.get(MODEL_VERSION, "v1"))["metadata"]["finalizers"]
 
     async def test_a_harmful_candidate_loses_its_traffic_and_the_spec_is_left_alone(
         self, cluster: Any, bucket: Any, make: Any, gateways: Start
