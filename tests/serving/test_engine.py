@@ -26,7 +26,7 @@ from sluice_devcluster.ports import free_ports
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # PEFT asks for it
 ]
 
@@ -246,7 +246,7 @@ async def test_a_version_with_the_right_digests_answers_and_others_are_refused(
     assert status == "RUNNING", message
     print(f"\nready after {time.monotonic() - began:.1f} s")
     await _check_answers(cluster, gateway)
-    await _check_adapters(cluster, run, digest, tmp_path)
+    await _check_adapters(cluster, gateway, run, digest, tmp_path)
 
     status, message = await asyncio.to_thread(cluster.deploy, arguments(run, "sha256:" + "1" * 64))
     assert status == "DEPLOY_FAILED"
@@ -306,7 +306,7 @@ def _check_the_contract(gateway: Any) -> None:
                 behaviour(api)
 
 
-async def _check_adapters(cluster: RayCluster, run: Path, base: str, folder: Path) -> None:
+async def _check_adapters(cluster: RayCluster, gateway: Any, run: Path, base: str, folder: Path) -> None:
     """Adapters come and go beside the version that serves, whose engine takes no notice."""
     right, wrong, foreign = folder / "right", folder / "wrong", folder / "foreign"
     write_adapter(run / "export" / "safetensors", right / "export" / "adapter")
@@ -326,6 +326,17 @@ async def _check_adapters(cluster: RayCluster, run: Path, base: str, folder: Pat
     assert changed["choices"][0]["text"] != plain["choices"][0]["text"]
     assert (await _ask(cluster, "support-bot"))["choices"][0]["text"] == plain["choices"][0]["text"]
 
+    stable = Backend(model_version="v1", lineage=LINEAGE, manifest_digest=base, url=cluster.api, weight=0)
+    name = {"model_version": "v2", "manifest_digest": adapter["manifestDigest"], "engine_model": adapter["name"]}
+    await gateway.route(stable, stable.model_copy(update={**name, "weight": 100}))
+    client, asked = gateway.openai(), {"model": "support-bot", "prompt": "hello", "max_tokens": 12, "temperature": 0.0}
+    through = await client.completions.create(**asked, extra_body={"ignore_eos": True})
+    assert (through.model, through.choices[0].text) == ("support-bot", changed["choices"][0]["text"])
+    stream = await client.completions.create(**asked, extra_body={"ignore_eos": True}, stream=True)
+    chunks = [chunk async for chunk in stream]
+    assert {chunk.model for chunk in chunks} == {"support-bot"}
+    assert "".join(chunk.choices[0].text for chunk in chunks) == through.choices[0].text
+
     weights = wrong / "export" / "adapter" / "adapter_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -334,7 +345,7 @@ async def _check_adapters(cluster: RayCluster, run: Path, base: str, folder: Pat
     data[-1] ^= 3
     weights.write_bytes(data)
     stranger = adapter_arguments(foreign, write_manifest(foreign, "adapter", _ANY), base)
-    status, message = await asyncio.to_thread(cluster.deploy, served, adapter, tampered, stranger)
+    status, message = await asyncio.to_thread(cluster.deploy, served, tampered, stranger)
     assert status == "DEPLOY_FAILED"
     assert "is an adapter on the version with manifest sha256:aaaa" in message
     status, message = await asyncio.to_thread(cluster.ended, adapter_application(tampered["manifestDigest"]))
@@ -343,13 +354,12 @@ async def _check_adapters(cluster: RayCluster, run: Path, base: str, folder: Pat
     assert "refusing to serve it" in message
     assert (await _ask(cluster, tampered["name"]))["error"]["code"] == 404
 
-    assert cluster.replicas() == before, "the engine that serves has not restarted"
-    assert (await _ask(cluster, adapter["name"]))["choices"][0]["text"] == changed["choices"][0]["text"]
-    assert (await asyncio.to_thread(cluster.deploy, served))[0] == "RUNNING"
     deadline = time.monotonic() + 90
     while "choices" in await _ask(cluster, adapter["name"]):
         assert time.monotonic() < deadline, "an adapter that is no longer wanted still answers"
         await asyncio.sleep(1)
+    assert cluster.replicas() == before, "the engine that serves has not restarted"
+    assert (await _ask(cluster, "support-bot"))["choices"][0]["text"] == plain["choices"][0]["text"]
 
 
 async def _ask(cluster: RayCluster, model: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import os
 import time
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
 from sluice_contracts.adapters import AdapterArguments
 from sluice_contracts.manifest import Artifact
 from sluice_storage import StorageError
@@ -19,6 +21,8 @@ from sluice_serving.arguments import ServeArguments, environment, llm_config
 from sluice_serving.artifacts import ArtifactError, cache_folder, fetch_model
 
 logger = logging.getLogger("ray.serve")
+
+CONTROLLER_SECONDS = 10.0
 
 
 class ModelReplica:
@@ -49,7 +53,8 @@ class ModelReplica:
         if parsed.adapter_slots:
             lora = LoraEngine(self._server, lambda name: warm_up(self._server, name))
             self._adapters = Adapters(lora, parsed.manifest_digest, cache_folder())
-            await self._adapters.take(await asyncio.to_thread(_configured_adapters))
+            wanted = await asyncio.to_thread(_configured_adapters)
+            await self._adapters.take(wanted or {})
         logger.info(
             "%s is ready: files verified in %.1f s, engine started in %.1f s, warmed up in %.1f s",
             parsed.model_version,
@@ -65,7 +70,9 @@ class ModelReplica:
         """Serve asks every few seconds; a dead engine raises, and Serve replaces the replica."""
         await self._server.check_health()
         if self._adapters is not None and self._adapters.due():
-            await self._adapters.sweep(await asyncio.to_thread(_configured_adapters))
+            wanted = await asyncio.to_thread(_configured_adapters)
+            if wanted is not None:
+                await self._adapters.sweep(wanted)
 
     async def load_adapter(self, arguments: dict[str, Any]) -> str:
         """Load an adapter: called by its application on every replica. Returns "", or why it is refused."""
@@ -78,11 +85,19 @@ class ModelReplica:
         return ""
 
 
-def _configured_adapters() -> dict[str, AdapterArguments]:
-    """The adapters in this cluster's Serve configuration."""
+def _configured_adapters() -> dict[str, AdapterArguments] | None:
+    """The adapters in this cluster's Serve configuration; None while Serve's controller does not answer, which is no
+    reason to end an engine."""
     from ray.serve.context import _get_global_client  # the public API tells an application's status, not its arguments
 
-    return configured(_get_global_client().get_serve_details().get("applications") or {})
+    try:
+        details = ray.get(
+            _get_global_client()._controller.get_serve_instance_details.remote(), timeout=CONTROLLER_SECONDS
+        )
+    except RayError as error:  # among them GetTimeoutError
+        logger.warning("cannot ask Serve which adapters there should be: %s", type(error).__name__)
+        return None
+    return configured(details.get("applications") or {})
 
 
 async def warm_up(server: Any, model: str) -> None:
