@@ -8,11 +8,12 @@ import pytest
 import yaml
 from sluice_contracts.adapters import AdapterArguments, adapter_application, adapter_name
 from sluice_contracts.analysis import VersionCounts
-from sluice_contracts.inference_pool import InferencePoolSpec, InferencePoolStatus
+from sluice_contracts.inference_pool import Adapters, InferencePoolSpec, InferencePoolStatus
 from sluice_contracts.model_version import BuildsOn
 from sluice_contracts.names import RolloutRequest
 from sluice_contracts.routing import RoutingTable
 from sluice_contracts.training_run import ManifestReference
+from sluice_operator.children.adapters import room
 from sluice_operator.children.rayservice import Version, service_name
 from sluice_operator.inference_pool.engine_state import AdapterState, EngineState, read_ray_service
 from sluice_operator.inference_pool.evidence import Evidence
@@ -265,6 +266,18 @@ class TestStable:
         world.engine(v2=AdapterState(running=False))
         world.step()
         assert world.ready[:2] == ("True", "Serving")
+
+    def test_keeps_its_room_when_the_spec_takes_it_away(self, world: World) -> None:
+        promoted(world)
+        engine = world.spec.engine.model_copy(update={"adapters": None})
+        world.spec = world.spec.model_copy(update={"engine": engine})
+        world.step()
+        args = world.services[service_name("chat", digest("v1"))][0]["args"]
+        assert (args["adapterSlots"], args["maxAdapterRank"]) == (2, 16)
+        assert room(None, []) is None
+        found = room(Adapters(slots=3, max_rank=8), [12, 33])
+        assert found is not None
+        assert (found.slots, found.max_rank) == (3, 64), "the least that is enough"
 
     def test_is_not_ready_where_the_engines_refuse_it(self, world: World) -> None:
         promoted(world)

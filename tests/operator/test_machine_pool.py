@@ -230,7 +230,7 @@ class PoolLife(RuleBasedStateMachine):
     def _legal_step(before: InferencePoolStatus, after: InferencePoolStatus, ready: set[str]) -> None:
         """A further step of the same rollout is one forward, and only for an engine that is ready."""
         one, two = before.candidate, after.candidate
-        same = one is not None and two is not None and one.ray_service == two.ray_service
+        same = one is not None and two is not None and one.manifest_digest == two.manifest_digest
         if not same or before.rollout_started_at != after.rollout_started_at or before.step == after.step:
             return
         assert after.step == (0 if before.step is None else before.step + 1), "a step was left out or taken back"

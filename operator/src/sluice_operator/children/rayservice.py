@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 from sluice_contracts.adapters import ENGINE_APPLICATION
-from sluice_contracts.inference_pool import InferencePoolSpec
+from sluice_contracts.inference_pool import Adapters, InferencePoolSpec
 from sluice_contracts.model_version import BuildsOn
 from sluice_contracts.names import LABEL_MODEL_VERSION, LABEL_POOL
 from sluice_contracts.training_run import ManifestReference
 
-from sluice_operator.children.adapters import adapter_serve_application
+from sluice_operator.children.adapters import adapter_serve_application, room
 from sluice_operator.children.hardware import Machine, machine
 from sluice_operator.children.metadata import child, labels, short_name
 from sluice_operator.children.pods import SHARED_MEMORY, TMP, container, environment, overlay, pod_spec
@@ -132,7 +132,8 @@ def ray_service(
                 ),
             }
         ]
-    applications = [_application(spec, version, awake)]
+    ranks = [a.builds_on.rank for a in adapters if a.builds_on is not None and a.builds_on.rank is not None]
+    applications = [_application(spec, version, awake, room(spec.engine.adapters, ranks))]
     for a in adapters:
         found = adapter_serve_application(a.model, a.name, a.lineage, a.manifest, version.manifest.digest)
         applications.append(found)
@@ -145,7 +146,7 @@ def ray_service(
     return child(RAY_SERVICE, name, INFERENCE_POOL, meta, label, lineage=version.lineage, spec=body)
 
 
-def _application(spec: InferencePoolSpec, version: Version, awake: bool) -> dict[str, Any]:
+def _application(spec: InferencePoolSpec, version: Version, awake: bool, adapters: Adapters | None) -> dict[str, Any]:
     args: dict[str, Any] = {
         "model": version.model,
         "modelVersion": version.name,
@@ -159,9 +160,9 @@ def _application(spec: InferencePoolSpec, version: Version, awake: bool) -> dict
         "maxOngoing": spec.limits.in_flight_per_replica + HEADROOM,
         "accelerator": spec.hardware.accelerator.value,
     }
-    if spec.engine.adapters is not None:
-        args["adapterSlots"] = spec.engine.adapters.slots
-        args["maxAdapterRank"] = spec.engine.adapters.max_rank
+    if adapters is not None:
+        args["adapterSlots"] = adapters.slots
+        args["maxAdapterRank"] = adapters.max_rank
     if spec.hardware.count is not None:
         args["count"] = spec.hardware.count
     if spec.hardware.topology is not None:
