@@ -3,8 +3,8 @@
 Two controllers that overwrite each other's field, or a child that flaps, make an object be looked at as fast as the API
 server answers. Each object has an allowance of looks that fills up again with time (a token bucket); when it is used up
 the breaker opens, and for a while the object is looked at now and then only. A look that wrote nothing costs a small
-part of one: a version that hundreds of pools name is woken by each of them, and only sees that all is well. No object is
-abandoned: what it needs still happens, later. Crossplane guards its composite resources in the same way.
+part of one: a version that hundreds of pools name is woken by each of them, and only sees that all is well. No object
+is abandoned: what it needs still happens, later. Crossplane guards its composite resources in the same way.
 """
 
 from collections.abc import Hashable
