@@ -1,4 +1,5 @@
-"""docs/operator.md and docs/errors.md list exactly what the code can emit: reasons by reading the source, metrics by the registry."""
+"""docs/errors.md and docs/operator.md list exactly what the code can emit: reasons by reading the source, metrics by the
+registry."""
 
 import ast
 import re
