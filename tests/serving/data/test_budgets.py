@@ -184,11 +184,15 @@ async def test_while_the_database_is_away_each_goes_on_with_what_it_knew(databas
     assert admitted(other, who) == 0
 
 
-async def test_the_loop_goes_on_after_an_outage(caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
+async def test_the_loop_goes_on_after_an_outage(
+    caplog: pytest.LogCaptureFixture, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sluice_serving.gateway.budgets.DOWN_SECONDS", 0.05)
     meters = ledger(replicas=1)
     task = asyncio.create_task(meters.run())
-    while "cannot share budgets" not in caplog.text:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while "cannot share budgets" not in caplog.text:
+            await asyncio.sleep(0.01)
     database = open_database(f"sqlite:///{tmp_path}/b.db")
     meters._database = database
     meters.admit(caller({"window": "month", "requests": 3}), priced=True)

@@ -24,6 +24,8 @@ from sluice_serving.gateway.tenants import Budget, Caller, Window
 logger = logging.getLogger("sluice.gateway")
 
 SYNC_SECONDS = 1.0
+DOWN_SECONDS = 5.0
+"""Between tries while the database is away."""
 KEEP_SECONDS = 86400
 """How long counts stay in the database after their window ended."""
 MONEY_UNIT = 100_000_000
@@ -151,7 +153,7 @@ class BudgetLedger:
                 if not down:
                     logger.error("cannot share budgets (%s); each gateway counts by itself", error)
                 down = True
-            await asyncio.sleep(SYNC_SECONDS)
+            await asyncio.sleep(DOWN_SECONDS if down else SYNC_SECONDS)
 
     async def sync(self) -> None:
         """Write what changed, read what the others spent, drop what is over. Raises DatabaseDown, DataRefused."""
