@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from sluice_devcluster import node_config
 from sluice_devcluster.kuberay import autoscaler, cluster_status, pods
 
 JSON = dict[str, Any]
@@ -126,6 +127,20 @@ def test_the_autoscaler_uses_the_account_that_the_template_names(recorded_autosc
 
     assert [m["kind"] for m in made] == ["Role", "RoleBinding"]
     assert made[1]["subjects"][0]["name"] == "trainer"
+
+
+@pytest.mark.apiserver
+def test_the_stand_in_holds_the_rights_that_it_gives(kubectl: Any, recorded_autoscaled: JSON) -> None:
+    own = [o for o in node_config.bootstrap_objects() if o["metadata"]["name"].endswith("kuberay-stand-in")]
+    assert {o["kind"] for o in own} == {"ClusterRole", "ClusterRoleBinding"}
+    for thing in own:
+        kubectl.applied(thing)
+    cluster = recorded_autoscaled["elastic"]["RayCluster"]
+    cluster["metadata"]["namespace"] = "support"
+
+    for thing in autoscaler.rights(cluster, pods.owner_reference(cluster)):
+        made = kubectl("apply", "--server-side", "--as=kuberay-stand-in", "-f", "-", stdin=thing)
+        assert made.returncode == 0, made.stderr
 
 
 def test_the_service_of_a_slice_is_the_recorded_one(recorded_autoscaled: JSON) -> None:
