@@ -113,7 +113,11 @@ def bootstrap_objects() -> list[dict[str, Any]]:
         {"apiGroups": [""], "resources": ["pods", "services", "serviceaccounts"], "verbs": ["*"]},
         # Nobody may give rights that they do not have: these are the ones of Ray's autoscaler.
         {"apiGroups": [""], "resources": ["pods/resize"], "verbs": ["patch"]},
-        {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles", "rolebindings"], "verbs": ["*"]},
+        {
+            "apiGroups": ["rbac.authorization.k8s.io"],
+            "resources": ["roles", "rolebindings"],
+            "verbs": ["create", "patch"],
+        },
     ]
     runtime_class = {
         "apiVersion": "node.k8s.io/v1",
