@@ -1,5 +1,5 @@
-"""docs/errors.md and docs/operator.md list exactly what the code can emit: reasons by reading the source, metrics by the
-registry."""
+"""docs/errors.md and docs/operator.md list exactly what the code can emit: reasons by reading the source, metrics
+by their registry."""
 
 import ast
 import re
