@@ -26,7 +26,10 @@ def client_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in LOCKED:
             shutil.copy(PROJECT / name, fresh)
         command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        done = subprocess.run(command, cwd=fresh, capture_output=True, text=True, timeout=120)
+        try:
+            done = subprocess.run(command, cwd=fresh, capture_output=True, text=True, timeout=90)
+        except subprocess.TimeoutExpired:
+            pytest.skip("OpenAI's JavaScript client is not tested: npm did not get it within 90 s")
         if done.returncode != 0:
             pytest.skip(f"OpenAI's JavaScript client is not tested, npm cannot get it: {done.stderr.strip()[-300:]}")
         cache.parent.mkdir(parents=True, exist_ok=True)
