@@ -26,8 +26,8 @@ TRAINER = "trainer"
 """Component label of a run's children."""
 ENTRYPOINT = "sluice-train job --config /etc/sluice/run.json"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-TTL_SECONDS = 30
-"""How long the cluster of a finished job stays, for its logs."""
+TTL_SECONDS = 10
+"""How long the cluster of a finished job stays, for its last log lines: its machines cost, and may be waited for."""
 DRAIN_SECONDS = 12
 GRACE_SECONDS = 15
 """GKE gives user pods 15 s when it takes a spot node back."""
