@@ -372,6 +372,18 @@ RULES: list[Case] = [
         ["analysis.source.prometheus.timeout must be above 0, such as 5s"],
     ),
     (
+        "a certificate where TLS has ended already",
+        POOL,
+        {
+            "spec.gateway": {
+                "auth": {"secretRef": {"name": "keys"}},
+                "tls": {"secretRef": {"name": "t"}},
+                "route": {"parentRefs": [{"name": "g"}]},
+            }
+        },
+        ["gateway.tls and gateway.route do not go together: with a route, TLS ends at its Gateway; leave tls out"],
+    ),
+    (
         "a cache that forgets at once",
         POOL,
         {"spec.gateway.cache": {"maxEntries": 9, "ttl": "0s"}},

@@ -29,7 +29,7 @@ from sluice_contracts.training_run import (
 )
 from sluice_devcluster.kuberay.crds import definitions
 from sluice_devcluster.ports import free_port
-from sluice_operator.children.gateway import pod_labels
+from sluice_operator.children.boundaries import pod_labels
 from sluice_operator.kube.client import KubeClient
 from sluice_operator.kube.resources import (
     CONFIG_MAP,
@@ -437,7 +437,7 @@ class FakeGateway:
         body = {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": name, "namespace": cluster.namespace, "labels": pod_labels(pool)},
+            "metadata": {"name": name, "namespace": cluster.namespace, "labels": pod_labels("gateway", pool)},
             "spec": {"containers": [{"name": "gateway", "image": "x"}]},
         }
         await cluster.kube.apply(POD, body, "test")

@@ -19,7 +19,8 @@ from sluice_contracts.inference_pool import InferencePoolStatus, RolloutOutcome,
 from sluice_contracts.kubernetes import Condition
 from sluice_contracts.names import ANNOTATION_ROLLOUT, ConditionType, RolloutRequest
 from sluice_operator.analysis.verdicts import all_equivalent
-from sluice_operator.children.gateway import gateway_name, pod_labels
+from sluice_operator.children.boundaries import pod_labels
+from sluice_operator.children.gateway import gateway_name
 from sluice_operator.children.rayservice import service_name
 from sluice_operator.children.routes import read_routes, routes_name
 from sluice_operator.conditions import find
@@ -62,7 +63,7 @@ class PoolLife(RuleBasedStateMachine):
         self.sim = Simulation()
         for version in VERSIONS:
             self.sim.version(version)
-        self.sim.gateway_pod(pod_labels(POOL))
+        self.sim.gateway_pod(pod_labels("gateway", POOL))
         self.spec: dict[str, Any] = Make.pool_spec(engine={"adapters": {}}).wire()
         self._apply()
         self.sim.relist()

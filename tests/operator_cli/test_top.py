@@ -5,7 +5,7 @@ import json
 import pytest
 from sluice_contracts.analysis import LATENCY_EDGES, AnalysisSnapshot, Histogram, VersionCounts
 from sluice_contracts.names import LABEL_POOL
-from sluice_operator.children.gateway import INTERNAL_PORT
+from sluice_operator.children.boundaries import INTERNAL_PORT
 from sluice_operator.cli.rates import Traffic, quantile, rates
 from sluice_operator.cli.terminal import out
 from sluice_operator.kube.resources import TRAINING_RUN

@@ -14,6 +14,7 @@ from sluice_contracts.kubernetes import (
     ObjectName,
     PodTemplate,
     SecretKeyReference,
+    SecretReference,
     cel,
     immutable,
 )
@@ -302,8 +303,22 @@ class GatewayRoute(Contract):
     """None: every hostname that the Gateway's listeners have."""
 
 
+class GatewayTls(Contract):
+    """The API is spoken over TLS. A certificate that is renewed in the Secret is used without a restart."""
+
+    secret_ref: SecretReference
+    """Of type kubernetes.io/tls: tls.crt, with the chain, and tls.key."""
+
+
 class Gateway(Contract):
     """The only way in."""
+
+    model_config = cel(
+        (
+            "!(has(self.tls) && has(self.route))",
+            "gateway.tls and gateway.route do not go together: with a route, TLS ends at its Gateway; leave tls out",
+        )
+    )
 
     replicas: Annotated[int, Field(ge=1, le=100)] = 1
     auth: GatewayAuth
@@ -311,6 +326,9 @@ class Gateway(Contract):
     fallback: Fallback = Fallback()
     cache: Cache = Cache()
     route: GatewayRoute | None = None
+    tls: GatewayTls | None = None
+    allowed_namespaces: Annotated[list[ObjectName], Field(max_length=64)] = []
+    """Namespaces whose pods may call the API; with a route, also the one its Gateway's proxies run in. None: all."""
     pod_template: PodTemplate | None = None
 
 

@@ -6,8 +6,15 @@ Its ServiceAccount may read exactly one object: the pool's routes ConfigMap.
 from typing import Any
 
 from sluice_contracts.inference_pool import InferencePoolSpec
-from sluice_contracts.names import LABEL_COMPONENT, LABEL_POOL
+from sluice_contracts.names import LABEL_POOL
 
+from sluice_operator.children.boundaries import (
+    API_PORT,
+    INTERNAL_PORT,
+    engine_policy,
+    gateway_policy,
+    pod_labels,
+)
 from sluice_operator.children.gateway_data import data_parts
 from sluice_operator.children.metadata import child, labels
 from sluice_operator.children.pods import TMP, container, environment, overlay, pod_spec
@@ -27,12 +34,10 @@ from sluice_operator.settings import Settings
 
 GRACE_SECONDS = 330
 """More than the gateway takes to stop: SLUICE_DRAIN_DELAY_SECONDS, SLUICE_DRAIN_SECONDS, and writing its records."""
-API_PORT = 8080
 SERVICE_PORT = 80
-INTERNAL_PORT = 8081
+TLS_SERVICE_PORT = 443
 JUDGE = "/etc/sluice/judge"
-OPERATOR_LABEL = {"app.kubernetes.io/name": "sluice-operator"}
-METRICS_NAMESPACE_LABEL = {"sluice.dev/metrics": "allowed"}
+TLS = "/etc/sluice/tls"
 
 
 def gateway_name(pool: str) -> str:
@@ -40,14 +45,10 @@ def gateway_name(pool: str) -> str:
     return f"{pool}-gateway"
 
 
-def gateway_url(meta: Meta) -> str:
+def gateway_url(meta: Meta, spec: InferencePoolSpec) -> str:
     """Where applications in the cluster send requests."""
-    return f"http://{gateway_name(meta.name)}.{meta.namespace}.svc.cluster.local"
-
-
-def pod_labels(pool: str) -> dict[str, str]:
-    """The labels that select the pool's gateway pods."""
-    return {LABEL_COMPONENT: "gateway", LABEL_POOL: pool}
+    scheme = "https" if spec.gateway.tls else "http"
+    return f"{scheme}://{gateway_name(meta.name)}.{meta.namespace}.svc.cluster.local"
 
 
 def gateway_objects(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> list[tuple[Resource, dict[str, Any]]]:
@@ -56,7 +57,8 @@ def gateway_objects(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> 
         (SERVICE_ACCOUNT, _child(SERVICE_ACCOUNT, meta, spec, automountServiceAccountToken=False)),
         (ROLE, _role(meta, spec)),
         (ROLE_BINDING, _role_binding(meta, spec)),
-        (NETWORK_POLICY, _network_policy(meta, spec)),
+        (NETWORK_POLICY, gateway_policy(meta, spec, gateway_name(meta.name))),
+        (NETWORK_POLICY, engine_policy(meta, spec)),
         (SERVICE, _service(meta, spec)),
         (DEPLOYMENT, _deployment(meta, spec, settings)),
     ]
@@ -88,35 +90,16 @@ def _role_binding(meta: Meta, spec: InferencePoolSpec) -> dict[str, Any]:
     )
 
 
-def _network_policy(meta: Meta, spec: InferencePoolSpec) -> dict[str, Any]:
-    inside = [
-        {"namespaceSelector": {}, "podSelector": {"matchLabels": OPERATOR_LABEL}},
-        {"namespaceSelector": {"matchLabels": METRICS_NAMESPACE_LABEL}},
-    ]
-    return _child(
-        NETWORK_POLICY,
-        meta,
-        spec,
-        spec={
-            "podSelector": {"matchLabels": pod_labels(meta.name)},
-            "policyTypes": ["Ingress"],
-            "ingress": [
-                {"ports": [{"port": API_PORT, "protocol": "TCP"}]},
-                {"ports": [{"port": INTERNAL_PORT, "protocol": "TCP"}], "from": inside},
-            ],
-        },
-    )
-
-
 def _service(meta: Meta, spec: InferencePoolSpec) -> dict[str, Any]:
+    name, port = ("https", TLS_SERVICE_PORT) if spec.gateway.tls else ("http", SERVICE_PORT)
     return _child(
         SERVICE,
         meta,
         spec,
         spec={
             "type": "ClusterIP",
-            "selector": pod_labels(meta.name),
-            "ports": [{"name": "http", "port": SERVICE_PORT, "targetPort": API_PORT, "protocol": "TCP"}],
+            "selector": pod_labels("gateway", meta.name),
+            "ports": [{"name": name, "port": port, "targetPort": API_PORT, "protocol": "TCP"}],
         },
     )
 
@@ -137,6 +120,10 @@ def _deployment(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> dict
         env["SLUICE_JUDGE_TOKEN_FILE"] = f"{JUDGE}/{judge.token_secret_ref.key}"
         mounts.append({"name": "judge", "mountPath": JUDGE, "readOnly": True})
         volumes.append({"name": "judge", "secret": {"secretName": judge.token_secret_ref.name}})
+    if spec.gateway.tls is not None:
+        env["SLUICE_TLS_DIR"] = TLS
+        mounts.append({"name": "tls", "mountPath": TLS, "readOnly": True})
+        volumes.append({"name": "tls", "secret": {"secretName": spec.gateway.tls.secret_ref.name}})
     cache = spec.gateway.cache
     kept = cache.max_megabytes if cache.max_entries else 0
     main = container(
@@ -167,7 +154,7 @@ def _deployment(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> dict
         spec,
         spec={
             "replicas": spec.gateway.replicas,
-            "selector": {"matchLabels": pod_labels(meta.name)},
+            "selector": {"matchLabels": pod_labels("gateway", meta.name)},
             "template": overlay(pod, spec.gateway.pod_template),
         },
     )

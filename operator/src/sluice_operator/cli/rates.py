@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 from sluice_contracts.analysis import LATENCY_EDGES, AnalysisSnapshot, Histogram, VersionCounts
 
-from sluice_operator.children.gateway import INTERNAL_PORT
+from sluice_operator.children.boundaries import INTERNAL_PORT
 from sluice_operator.cli.cluster import Cluster
 from sluice_operator.cli.errors import CliError
 from sluice_operator.cli.objects import Pool

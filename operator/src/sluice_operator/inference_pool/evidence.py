@@ -11,7 +11,7 @@ import aiohttp
 from pydantic import ValidationError
 from sluice_contracts.analysis import AnalysisSnapshot, VersionCounts
 
-from sluice_operator.children.gateway import INTERNAL_PORT, pod_labels
+from sluice_operator.children.boundaries import INTERNAL_PORT, pod_labels
 from sluice_operator.kube.client import KubeClient
 from sluice_operator.kube.resources import POD
 from sluice_operator.plan import Meta, Object
@@ -33,7 +33,7 @@ class Evidence:
 
 async def gather(meta: Meta, window: str, kube: KubeClient, http: aiohttp.ClientSession) -> Evidence:
     """Ask all ready gateways of the pool for their counts of `window`."""
-    selector = ",".join(f"{name}={value}" for name, value in pod_labels(meta.name).items())
+    selector = ",".join(f"{name}={value}" for name, value in pod_labels("gateway", meta.name).items())
     addresses = [_address(pod) async for pod in kube.list(POD, meta.namespace, labels=selector)]
     asked = [address for address in addresses if address is not None]
     answers = await asyncio.gather(*(_ask(http, address) for address in asked))

@@ -33,7 +33,7 @@ def plan(meta: Meta, spec: InferencePoolSpec, observed: Observed, settings: Sett
     decided = turn(meta, spec, observed, now)
     status = decided.status
     status.observed_generation = meta.generation
-    status.url = gateway_url(meta)
+    status.url = gateway_url(meta, spec)
     running = {s.ray_service for s in _served(status) if s.ready}
     status.replicas = sum(engines(spec, observed.engines.get(name)) for name in running)
 

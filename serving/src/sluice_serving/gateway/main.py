@@ -27,6 +27,7 @@ from sluice_serving.gateway.routes import ConfigMapWatch, follow_file
 from sluice_serving.gateway.service import Gateway
 from sluice_serving.gateway.settings import Settings, SettingsError, read_settings
 from sluice_serving.gateway.spool import Spool, SpoolInUse
+from sluice_serving.gateway.tls import Certificate
 from sluice_serving.gateway.upstream import Upstream
 
 logger = logging.getLogger("sluice.gateway")
@@ -107,6 +108,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     gateway = build_gateway(settings)
+    certificate = _certificate(settings)
     taken = [
         _claim(settings.host, settings.port, "SLUICE_PORT"),
         _claim(settings.host, settings.internal_port, "SLUICE_INTERNAL_PORT"),
@@ -124,10 +126,12 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         asyncio.create_task(_forever("budgets", gateway.accounting.budgets.run())),
         asyncio.create_task(_forever("routes", _follow_routes(settings, gateway))),
     ]
+    if certificate is not None:
+        background.append(asyncio.create_task(_forever("certificate", certificate.watch())))
     if gateway.accounting.tokens is not None:
         background.append(asyncio.create_task(_forever("issuer", gateway.accounting.tokens.keys.run())))
     writing = asyncio.create_task(gateway.interactions.run())
-    api = _server(Api(gateway), settings.host, settings.port, settings.drain_seconds)
+    api = _server(Api(gateway), settings.host, settings.port, settings.drain_seconds, certificate)
     internal = _server(internal_app(gateway), settings.host, settings.internal_port, 1)
     servers = [asyncio.create_task(s.serve([port])) for s, port in zip((api, internal), taken, strict=True)]
     stopping = asyncio.create_task(stop.wait())
@@ -196,10 +200,22 @@ def _claim(host: str, port: int, variable: str) -> socket.socket:
         ) from None
 
 
-def _server(app: Any, host: str, port: int, grace: float) -> QuietServer:
+def _certificate(settings: Settings) -> Certificate | None:
+    if settings.tls_dir is None:
+        return None
+    certificate = Certificate(settings.tls_dir)
+    try:
+        certificate.load()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"SLUICE_TLS_DIR: {error}") from None
+    return certificate
+
+
+def _server(app: Any, host: str, port: int, grace: float, certificate: Certificate | None = None) -> QuietServer:
     return QuietServer(
         uvicorn.Config(
             app,
+            ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
             host=host,
             port=port,
             loop="none",

@@ -42,6 +42,8 @@ class Settings:
     """Gateways of the pool: without a shared database each has its equal share of every budget."""
     contexts_per_tenant: int = 100_000
     jwt: JwtSettings | None = None
+    tls_dir: Path | None = None
+    """Folder with tls.crt and tls.key: the API speaks TLS."""
     host: str = "0.0.0.0"
     port: int = 8080
     internal_port: int = 8081
@@ -98,6 +100,7 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         replicas=_whole(env, "SLUICE_REPLICAS", 1, 1, 1000),
         contexts_per_tenant=_whole(env, "SLUICE_CONTEXTS_PER_TENANT", 100_000, 1, 100_000_000),
         jwt=_jwt(env),
+        tls_dir=Path(env["SLUICE_TLS_DIR"]) if env.get("SLUICE_TLS_DIR") else None,
         host=env.get("SLUICE_HOST", "0.0.0.0"),
         port=_port(env, "SLUICE_PORT", 8080),
         internal_port=_port(env, "SLUICE_INTERNAL_PORT", 8081),
