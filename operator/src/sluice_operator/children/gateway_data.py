@@ -6,8 +6,8 @@ The operator never reads a Secret; the pod's volumes name them. Where one key of
 from dataclasses import dataclass, field
 from typing import Any
 
+from sluice_contracts.gateway import Gateway
 from sluice_contracts.gateway_data import Issuer
-from sluice_contracts.inference_pool import Gateway
 from sluice_contracts.kubernetes import ConfigMapKeyReference, SecretKeyReference
 
 from sluice_operator.children.hardware import quantity

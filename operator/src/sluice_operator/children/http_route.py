@@ -6,7 +6,8 @@ the route's: `backendRefs` is an atomic list (Gateway API v1), which two owners 
 
 from typing import Any
 
-from sluice_contracts.inference_pool import GatewayRoute, InferencePoolSpec
+from sluice_contracts.gateway import GatewayRoute
+from sluice_contracts.inference_pool import InferencePoolSpec
 from sluice_contracts.names import LABEL_POOL
 
 from sluice_operator.children.gateway import SERVICE_PORT, gateway_name
