@@ -235,8 +235,9 @@ class TestInferencePool:
         self, cluster: Any, bucket: Any, make: Any
     ) -> None:
         await serve_first(cluster, bucket, make)
-        for resource in (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, NETWORK_POLICY):
+        for resource in (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, ROLE, ROLE_BINDING):
             assert await cluster.names(resource) == ["chat-gateway"]
+        assert await cluster.names(NETWORK_POLICY) == ["chat-engines", "chat-gateway"]
         role = await cluster.get(ROLE, "chat-gateway")
         assert role["rules"] == [
             {
