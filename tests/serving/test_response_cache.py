@@ -22,6 +22,10 @@ def asked(**body: Any) -> Completion:
     return read_completion("chat", json.dumps(content).encode(), MODEL, RoutingLimits())
 
 
+def key(tenant: str, digest: str, completion: Completion) -> bytes:
+    return cache_key(tenant, digest, completion, json.loads(completion.body))
+
+
 def kept(size: int = 10, reason: str | None = "stop") -> Kept:
     return Kept(b"x" * size, b"application/json", 3, 4, reason)
 
@@ -32,7 +36,7 @@ class TestKey:
             "chat", b'{"model":"support-bot","temperature":0,"messages":[{"role":"user","content":"hi"}]}', MODEL,
             RoutingLimits(),
         )  # fmt: skip
-        assert cache_key("acme", "d", asked()) == cache_key("acme", "d", one)
+        assert key("acme", "d", asked()) == key("acme", "d", one)
 
     @pytest.mark.parametrize(
         "change",
@@ -40,21 +44,21 @@ class TestKey:
          {"stream": True, "stream_options": {"include_usage": True}}, {"stop": ["a"]}],
     )  # fmt: skip
     def test_anything_else_does(self, change: dict[str, Any]) -> None:
-        assert cache_key("acme", "d", asked()) != cache_key("acme", "d", asked(**change))
+        assert key("acme", "d", asked()) != key("acme", "d", asked(**change))
 
     def test_streams_with_and_without_counts_are_two_answers(self) -> None:
         bare, counted = asked(stream=True), asked(stream=True, stream_options={"include_usage": True})
-        assert cache_key("acme", "d", bare) != cache_key("acme", "d", counted)
+        assert key("acme", "d", bare) != key("acme", "d", counted)
 
     def test_tenants_and_models_are_apart(self) -> None:
-        keys = {cache_key(tenant, digest, asked()) for tenant in ("a", "b", "ab", "") for digest in ("b", "bb", "c")}
+        keys = {key(tenant, digest, asked()) for tenant in ("a", "b", "ab", "") for digest in ("b", "bb", "c")}
         assert len(keys) == 12
 
     @pytest.mark.parametrize(("temperature", "kept"), [(0, True), (0.0, True), (0.1, False), (1, False), (None, False)])
     def test_only_greedy_answers_repeat(self, temperature: float | None, kept: bool) -> None:
         body = {"model": MODEL, "messages": HI} | ({} if temperature is None else {"temperature": temperature})
         completion = read_completion("chat", json.dumps(body).encode(), MODEL, RoutingLimits())
-        assert repeatable(completion) is kept
+        assert repeatable(completion.kind, json.loads(completion.body)) is kept
 
     @pytest.mark.parametrize(
         ("text", "read", "write"),

@@ -9,17 +9,19 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sluice_contracts.routing import Backend, CacheRoute
 from starlette.types import Message, Send
 
-from sluice_serving.gateway.completion import Completion
+from sluice_serving.gateway.completion import Completion, Kind
 
 FINISHED = frozenset({"stop", "length", "tool_calls"})
 """Ends of an answer that is whole. Aborted and failed ones are never kept."""
+LARGEST = 8
+"""One answer may take this part of the bound at most: an eighth."""
 ENTRY_OVERHEAD = 512
 """What an entry costs beside its bytes, roughly: key, figures, places in the table."""
 
@@ -54,19 +56,18 @@ def read_wish(cache_control: str) -> Wish:
     return Wish(read=not words & {"no-cache", "no-store"}, write="no-store" not in words)
 
 
-def repeatable(completion: Completion) -> bool:
+def repeatable(kind: Kind, request: Mapping[str, Any]) -> bool:
     """Whether the engine would give the same answer again: greedy decoding, or no decoding at all."""
-    if completion.kind == "embeddings":
+    if kind == "embeddings":
         return True
-    request: dict[str, Any] = json.loads(completion.body)
     temperature = request.get("temperature")
-    # `is not True`: JSON's false equals 0 in Python.
+    # JSON's false equals 0 in Python.
     return isinstance(temperature, int | float) and not isinstance(temperature, bool) and temperature == 0
 
 
-def cache_key(tenant: str, manifest_digest: str, completion: Completion) -> bytes:
-    """32 bytes. Two requests share a key only if nothing but the order of their fields differs."""
-    request = json.loads(completion.body)
+def cache_key(tenant: str, manifest_digest: str, completion: Completion, request: Mapping[str, Any]) -> bytes:
+    """32 bytes. Two requests share a key only if nothing but the order of their fields differs. `request` is
+    `completion`'s body, read."""
     canonical = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     digest = hashlib.sha256()
     # Whether the client wants token counts changes what it gets, and not what the engine gets.
@@ -122,7 +123,7 @@ class ResponseCache:
     def put(self, key: bytes, answer: Kept) -> None:
         """Keep a whole answer, unless it alone is larger than an eighth of the bound."""
         rules = self._rules
-        if rules is None or answer.finish_reason not in {None, *FINISHED} or answer.size > rules.max_bytes // 8:
+        if rules is None or answer.finish_reason not in {None, *FINISHED} or answer.size > rules.max_bytes // LARGEST:
             return
         if key in self._kept:
             self._drop(key)
@@ -140,20 +141,32 @@ class ResponseCache:
 
     def begin(self, tenant: str, completion: Completion, cache_control: str) -> "Lookup | None":
         """What to do with this request. None: nothing is kept, or nothing of its kind."""
-        if self._rules is None or not repeatable(completion):
+        if self._rules is None:
             return None
-        return Lookup(self, tenant, completion, read_wish(cache_control), self._rules.max_bytes // 8)
+        request = json.loads(completion.body)
+        if not repeatable(completion.kind, request):
+            return None
+        return Lookup(self, tenant, completion, request, read_wish(cache_control), self._rules.max_bytes // LARGEST)
 
 
 class Lookup:
     """One request's dealings with the cache."""
 
-    def __init__(self, cache: ResponseCache, tenant: str, completion: Completion, wish: Wish, largest: int) -> None:
+    def __init__(
+        self,
+        cache: ResponseCache,
+        tenant: str,
+        completion: Completion,
+        request: Mapping[str, Any],
+        wish: Wish,
+        largest: int,
+    ) -> None:
         self.word = "miss" if wish.read else "bypass"
         """What the client is told: hit, miss or bypass."""
         self._cache = cache
         self._tenant = tenant
         self._completion = completion
+        self._request = request
         self._wish = wish
         self._largest = largest
         self._key = b""
@@ -161,7 +174,7 @@ class Lookup:
 
     def find(self, backend: Backend) -> Kept | None:
         """The answer of this version's files, if it is kept and may be given."""
-        self._key = cache_key(self._tenant, backend.manifest_digest, self._completion)
+        self._key = cache_key(self._tenant, backend.manifest_digest, self._completion, self._request)
         if not self._wish.read:
             self._cache.bypassed += 1
             return None
