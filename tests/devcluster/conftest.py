@@ -11,11 +11,9 @@ import pytest
 from sluice_devcluster import cluster
 from sluice_devcluster.places import State
 
+from tests.devcluster.steps import silent
+
 RECORDINGS = Path(__file__).parent / "recordings"
-
-
-def _silent(step: str) -> None:
-    """Steps are for people."""
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +52,7 @@ def _place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
     monkeypatch.setenv("SLUICE_STATE", str(folder / "dev"))
     state = State.default()
     yield state
-    cluster.down(state, _silent)
+    cluster.down(state, silent)
 
 
 @pytest.fixture
@@ -72,5 +70,5 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
 @pytest.fixture
 def running(_shared: State) -> State:
     """A ready cluster, the same for a module's tests; one that a test has left broken is repaired."""
-    cluster.up(_shared, _silent)
+    cluster.up(_shared, silent)
     return _shared

@@ -4,9 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,8 @@ from sluice_devcluster import cgroups, cluster, network, node_plan, processes
 from sluice_devcluster.errors import DevClusterError
 from sluice_devcluster.places import State
 from sluice_devcluster.programs import built_programs
+
+from tests.devcluster.steps import silent, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -69,17 +69,6 @@ def traces() -> dict[str, Any]:
         "node": processes.running(node_plan.NODE_MODULE),
         "var": sorted(p for p in ("/var/lib/kubelet", "/var/lib/cni", "/run/containerd") if Path(p).exists()),
     }
-
-
-def silent(step: str) -> None:
-    """Steps are for people."""
-
-
-def until(condition: Callable[[], bool], what: str, deadline_s: float = 30.0) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"no {what} within {deadline_s} s"
-        time.sleep(0.01)
 
 
 def fetched(url: str) -> bytes:

@@ -3,9 +3,7 @@
 import os
 import signal
 import socket
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,18 +11,9 @@ from sluice_devcluster import cluster, network
 from sluice_devcluster.errors import DevClusterError
 from sluice_devcluster.places import State
 
+from tests.devcluster.steps import silent, until
+
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
-
-
-def silent(step: str) -> None:
-    """Steps are for people."""
-
-
-def until(condition: Callable[[], bool], what: str, deadline_s: float = 30.0) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"no {what} within {deadline_s} s"
-        time.sleep(0.01)
 
 
 def test_a_program_of_the_node_that_dies_comes_back(running: State) -> None:
