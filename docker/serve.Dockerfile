@@ -27,7 +27,8 @@ RUN python3 -m pip install --no-cache-dir --require-hashes --requirement /tmp/sl
     && python3 -m pip install --no-cache-dir --no-deps /tmp/sluice/*.whl \
     && rm -r /tmp/sluice
 COPY LICENSE /usr/share/licenses/sluice/LICENSE
-ENV PYTHONUNBUFFERED=1 HOME=/tmp DO_NOT_TRACK=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
+ENV PYTHONUNBUFFERED=1 HOME=/tmp DO_NOT_TRACK=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 \
+    HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 WORKDIR /tmp
 USER 1000:1000
 # KubeRay starts the container with Ray's own command.

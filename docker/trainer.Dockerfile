@@ -23,7 +23,7 @@ LABEL org.opencontainers.image.title="sluice-trainer" org.opencontainers.image.l
 COPY --from=build /opt/sluice /opt/sluice
 COPY LICENSE /usr/share/licenses/sluice/LICENSE
 ENV PATH=/opt/sluice/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp DO_NOT_TRACK=1 \
-    RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1
+    RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 WORKDIR /tmp
 USER 1000:1000
 ENTRYPOINT ["sluice-train"]

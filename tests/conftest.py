@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from sluice_contracts.telemetry import switch_off
 from sluice_devcluster.apiserver import ControlPlane
 from sluice_devcluster.programs import built_programs
 
+switch_off()  # before anything that reports home is imported, and for every process a test starts
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = ("unit", "apiserver", "cluster", "e2e")
 _seconds: dict[str, float] = defaultdict(float)

@@ -52,3 +52,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "sluice.prices" -}}
 {{ toJson .Values.prices }}
 {{- end }}
+
+{{/* Nothing reports home: the same switches as in sluice_contracts.telemetry. */}}
+{{- define "sluice.quiet" -}}
+- {name: DO_NOT_TRACK, value: "1"}
+- {name: HF_HUB_DISABLE_TELEMETRY, value: "1"}
+- {name: HF_HUB_OFFLINE, value: "1"}
+- {name: RAY_USAGE_STATS_ENABLED, value: "0"}
+- {name: VLLM_NO_USAGE_STATS, value: "1"}
+{{- end }}

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from sluice_contracts.telemetry import switch_off
 
 from sluice_devcluster import cluster
 from sluice_devcluster.build import build as build_all
@@ -137,6 +138,7 @@ def fail(message: str) -> NoReturn:
 
 def main() -> None:
     """The entry point of the console script."""
+    switch_off()
     try:
         app()
     except DevClusterError as error:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sluice_contracts.telemetry import OFF_SWITCHES
+
 SLUICE_IMAGE = "local.dev/sluice:dev"
 PAUSE_IMAGE = "local.dev/pause:1"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -127,10 +129,7 @@ def sluice_image(path: Path, executables: Path, root_links: dict[str, str]) -> N
         # The environment is mounted read-only, compiled beforehand.
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
+        **OFF_SWITCHES,
     }
     config = {
         "Env": [f"{k}={v}" for k, v in environment.items()],

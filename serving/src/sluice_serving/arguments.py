@@ -8,6 +8,7 @@ from sluice_contracts.adapters import AdapterRank
 from sluice_contracts.base import Contract, Digest, Name, ShortText, Uri
 from sluice_contracts.hardware import Accelerator, Topology
 from sluice_contracts.kubernetes import ObjectName
+from sluice_contracts.telemetry import OFF_SWITCHES
 
 C = TypeVar("C", bound=Contract)
 
@@ -74,16 +75,11 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # `auto` keeps a core free, which of two is half the machine
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # lets the engine process run the model itself, without a third process
 }
-OFF_SWITCHES = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
+QUIET_LOGS = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
 }
-"""No telemetry, no downloads beside the manifest's, no prompts in logs."""
+"""No prompts in logs."""
 
 
 class ServeArguments(Contract):
@@ -177,7 +173,7 @@ def kv_cache_bytes(config: dict[str, Any], max_model_len: int, sequences: int) -
 
 def environment(arguments: ServeArguments) -> dict[str, str]:
     """Variables of the replica and its engine, where the pod does not set them."""
-    variables = dict(OFF_SWITCHES)
+    variables = OFF_SWITCHES | QUIET_LOGS
     if arguments.kind == "cpu":
         variables |= CPU_ENVIRONMENT
         if engine_kwargs(arguments, {})["enforce_eager"]:

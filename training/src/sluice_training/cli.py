@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from sluice_contracts.names import Suite
+from sluice_contracts.telemetry import switch_off
 from sluice_storage import StorageError
 
 from sluice_training.errors import InvalidInputError
@@ -97,8 +98,6 @@ def job(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Train, evaluate, gate, export, prove parity, write the manifest. Started again, it goes on where it was."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: threads that spin starve a shared CPU
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     from sluice_training.job.inputs import load_config
@@ -156,4 +155,5 @@ def _print_json(value: object) -> None:
 
 def main() -> None:
     """Entry point."""
+    switch_off()
     app()

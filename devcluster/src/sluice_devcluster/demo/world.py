@@ -17,6 +17,7 @@ import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from sluice_contracts.names import API_VERSION, GROUP, VERSION
+from sluice_contracts.telemetry import OFF_SWITCHES
 
 from sluice_devcluster.demo.ground import Ground
 from sluice_devcluster.demo.steps import StoryError
@@ -41,10 +42,10 @@ class World:
         """The environment of every command. The commands beside this one's Python come first."""
         return {
             **os.environ,
+            **OFF_SWITCHES,
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
             "KUBECONFIG": str(self.ground.kubeconfig),
             **({"STORAGE_EMULATOR_HOST": self.ground.emulator} if self.ground.emulator else {}),
-            "HF_HUB_OFFLINE": "1",
             "PYTHONUNBUFFERED": "1",
         }
 

@@ -6,6 +6,8 @@ https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
 from collections.abc import Mapping
 from typing import Any
 
+from sluice_contracts.telemetry import OFF_SWITCHES
+
 from sluice_operator.settings import Settings
 
 USER = 1000
@@ -13,13 +15,10 @@ TMP = {"name": "tmp", "emptyDir": {}}
 SHARED_MEMORY = {"name": "shm", "emptyDir": {"medium": "Memory"}}
 """Ray's object store lives in /dev/shm; a container's default of 64 MB makes it fall back to slow files."""
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-"""No telemetry, and no downloads but from the bucket."""
-
 
 def environment(settings: Settings, **own: str) -> list[dict[str, str]]:
     """Environment variables of a container, sorted by name so that equal settings give equal pods."""
-    found = {"HOME": "/tmp", "SLUICE_GIT_SHA": settings.git_sha, **QUIET, **own}
+    found = {"HOME": "/tmp", "SLUICE_GIT_SHA": settings.git_sha, **OFF_SWITCHES, **own}
     if settings.storage_emulator:
         found["STORAGE_EMULATOR_HOST"] = settings.storage_emulator
     return [{"name": name, "value": found[name]} for name in sorted(found)]
