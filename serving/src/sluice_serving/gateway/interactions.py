@@ -165,7 +165,7 @@ class InteractionLog:
 def encode(record: Record) -> bytes:
     """A record as one line."""
     interaction, content = record
-    line: dict[str, Any] = asdict(interaction)
+    line: dict[str, Any] = vars(interaction).copy()  # all its fields are plain: `asdict` would copy each deeply
     line["time"] = interaction.time.isoformat()
     if content is not None:
         line["content"] = asdict(content)

@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import socket
 import sys
-import time
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
@@ -17,36 +15,25 @@ import uvloop
 from sluice_serving.gateway.accounting import Accounting
 from sluice_serving.gateway.application import Api, internal_app
 from sluice_serving.gateway.budgets import BudgetLedger
+from sluice_serving.gateway.connections import BoundedHttp
 from sluice_serving.gateway.contexts import ContextStore
 from sluice_serving.gateway.database import open_database
 from sluice_serving.gateway.interactions import InteractionLog
 from sluice_serving.gateway.jwt import TokenVerifier
 from sluice_serving.gateway.keys import KeyStore
+from sluice_serving.gateway.log_lines import JsonLines
 from sluice_serving.gateway.pseudonyms import pseudonym_key
 from sluice_serving.gateway.routes import ConfigMapWatch, follow_file
 from sluice_serving.gateway.service import Gateway
 from sluice_serving.gateway.settings import Settings, SettingsError, read_settings
 from sluice_serving.gateway.spool import Spool, SpoolInUse
 from sluice_serving.gateway.tls import Certificate
+from sluice_serving.gateway.trace_settings import make_tracer
 from sluice_serving.gateway.upstream import Upstream
 
 logger = logging.getLogger("sluice.gateway")
 
 FLUSH_SECONDS = 10.0
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line; nothing of what users say is ever logged."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line)
 
 
 class QuietServer(uvicorn.Server):
@@ -98,6 +85,7 @@ def build_gateway(settings: Settings) -> Gateway:
         request_timeout=settings.request_timeout,
         probe_seconds=settings.probe_seconds,
         judge_token_file=settings.judge_token_file,
+        tracer=make_tracer(settings.tracing) if settings.tracing else None,
     )
 
 
@@ -130,6 +118,8 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         background.append(asyncio.create_task(_forever("certificate", certificate.watch())))
     if gateway.accounting.tokens is not None:
         background.append(asyncio.create_task(_forever("issuer", gateway.accounting.tokens.keys.run())))
+    tracer = gateway.tracer
+    exporting = asyncio.create_task(_forever("traces", tracer.exporter.run())) if tracer else None
     writing = asyncio.create_task(gateway.interactions.run())
     api = _server(Api(gateway), settings.host, settings.port, settings.drain_seconds, certificate)
     internal = _server(internal_app(gateway), settings.host, settings.internal_port, 1)
@@ -146,12 +136,15 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         await servers[0]
         gateway.interactions.close()
         await asyncio.wait({writing}, timeout=FLUSH_SECONDS)
+        if tracer is not None and exporting is not None:
+            await tracer.exporter.close(exporting)
         internal.should_exit = True
         await servers[1]
     finally:
-        for task in (*background, writing, stopping, *servers):
+        running = (*background, writing, stopping, *servers, *([exporting] if exporting else []))
+        for task in running:
             task.cancel()
-        await asyncio.gather(*background, writing, stopping, *servers, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
         await gateway.mirror.close()
         gateway.holding.close()
         await gateway.upstream.close()
@@ -219,12 +212,15 @@ def _server(app: Any, host: str, port: int, grace: float, certificate: Certifica
             host=host,
             port=port,
             loop="none",
+            http=BoundedHttp,
+            ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,
             log_level="warning",
             server_header=False,
             date_header=False,
+            proxy_headers=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=int(grace),
             backlog=2048,

@@ -134,8 +134,9 @@ class Observations:
         self.pool = f"{table.namespace}/{table.pool}"
         self._prices = {b.model_version: b.price for b in table.backends}
         for backend in table.backends:
-            self.versions.setdefault(backend.model_version, _nothing())
-            self.totals.setdefault(backend.model_version, Totals())
+            if backend.model_version not in self.versions:
+                self.versions[backend.model_version] = _nothing()
+            self._total(backend.model_version)
         routed = {b.model_version for b in table.backends}
         for name in [n for n in self.totals if n not in routed][: max(0, len(self.totals) - MAX_VERSIONS)]:
             del self.totals[name]
@@ -144,7 +145,7 @@ class Observations:
         """Count one request of so many bytes. One that began in an earlier window counts for /metrics only."""
         price = self._prices.get(version)
         outcome.cost = request_cost(price, outcome.latency, outcome.prompt_tokens, outcome.output_tokens)
-        total = self.totals.setdefault(version, Totals())
+        total = self._total(version)
         _count(total.counts, outcome)
         total.cost += outcome.cost or 0.0
         if outcome.schema_owed:
@@ -158,7 +159,7 @@ class Observations:
 
     def waited(self, version: str, window: str, seconds: float) -> None:
         """Count how long a request was in the queue, whether it then got a place or not."""
-        self.totals.setdefault(version, Totals()).queue.observe(LATENCY_EDGES, seconds)
+        self._total(version).queue.observe(LATENCY_EDGES, seconds)
         now = self._clock()
         last = self._wait_judged.get(version)
         if window != self.window or version not in self.versions:
@@ -169,7 +170,7 @@ class Observations:
 
     def mirrored(self, version: str, window: str, seen: Mirrored) -> None:
         """Count a copy. It is no request of anyone's, so it counts nowhere else."""
-        total = self.totals.setdefault(version, Totals())
+        total = self._total(version)
         total.mirrored[seen.outcome] += 1
         total.mirror_score.add(seen.score)
         total.mirror_similarity.add(seen.similarity)
@@ -179,6 +180,13 @@ class Observations:
         if seen.score is not None and window == self.window and version in self.versions:
             self.versions[version].mirror_scored += 1
             self.versions[version].mirror_score += seen.score
+
+    def _total(self, version: str) -> Totals:
+        """Made where it is missing, and only there: empty histograms cost more than the rest of a request's counts."""
+        total = self.totals.get(version)
+        if total is None:
+            total = self.totals[version] = Totals()
+        return total
 
     def snapshot(self) -> AnalysisSnapshot:
         """The answer of GET /analysis."""
