@@ -407,6 +407,45 @@ RULES: list[Case] = [
         {"spec.retention": {"dryRun": True}},
         ["retention needs keepLast, ttl or both; leave retention out to keep the files for ever"],
     ),
+    (
+        "a fallback to itself",
+        POOL,
+        {"metadata.name": "narcissus", "spec.gateway.fallback.model": {"pool": "narcissus"}},
+        ["gateway.fallback.model.pool names the pool itself: name another InferencePool of its namespace"],
+    ),
+    (
+        "a fallback without time",
+        POOL,
+        {"spec.gateway.fallback.model": {"pool": "small", "timeout": "0s"}},
+        ["gateway.fallback.model.timeout must be above 0, such as 60s"],
+    ),
+    (
+        "a template of nothing",
+        POOL,
+        {"spec.gateway.fallback.templates": [{"name": "busy", "version": "1"}]},
+        ["each needs exactly one of text (for requests that want words) and document"],
+    ),
+    (
+        "a template with the name of the plain one",
+        POOL,
+        {"spec.gateway.fallback.templates": [{"name": "default", "version": "1", "text": "Later."}]},
+        ["gateway.fallback.templates: the name default is that of gateway.fallback.template"],
+    ),
+    (
+        "a template for one key",
+        POOL,
+        {
+            "spec.gateway.fallback.templates": [
+                {
+                    "name": "busy",
+                    "version": "1",
+                    "text": "Later.",
+                    "match": {"headers": [{"name": "authorization", "value": "Bearer x"}]},
+                }
+            ]
+        },
+        ["would put a secret into the spec; match on tenants instead"],
+    ),
     *(
         (
             f"{what} of {m['kind']}",

@@ -5,14 +5,9 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from sluice_contracts.base import Contract, Duration
+from sluice_contracts.fallback import Fallback
 from sluice_contracts.gateway_data import GatewayAuth, Interactions
 from sluice_contracts.kubernetes import ObjectName, PodTemplate, SecretReference, cel
-
-
-class Fallback(Contract):
-    """What is answered when no version can."""
-
-    template: Annotated[str, StringConstraints(max_length=2048)] | None = None
 
 
 class Cache(Contract):

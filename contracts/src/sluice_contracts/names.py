@@ -44,6 +44,8 @@ class ConditionType(StrEnum):
     """Of an InferencePool: it serves less, or something else, than its spec asks for; the message says why."""
     ROUTE_ACCEPTED = "RouteAccepted"
     """Of an InferencePool with `gateway.route`: its HTTPRoute is there, and the Gateways it names have taken it."""
+    FALLBACK_READY = "FallbackReady"
+    """Of an InferencePool with `gateway.fallback` model or templates: they can answer; the message says what cannot."""
     EVALUATED = "Evaluated"
     EXPORTED = "Exported"
     VERIFIED = "Verified"

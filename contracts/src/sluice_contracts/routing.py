@@ -6,6 +6,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from sluice_contracts.adapters import EngineModel
 from sluice_contracts.base import Contract, Digest, Name, ShortText
+from sluice_contracts.fallback import MAX_TEMPLATES, Endpoint, HeaderMatch, TemplateName, TemplateVersion, Trouble
 from sluice_contracts.kubernetes import ObjectName
 
 ROUTES_KEY = "routes.json"
@@ -94,6 +95,36 @@ class CacheRoute(Contract):
     ttl_seconds: Annotated[float, Field(gt=0)] = 3600
 
 
+class FallbackModelRoute(Contract):
+    """Another pool's stable version, which is asked when no version of this one can answer."""
+
+    pool: ObjectName
+    model: Name
+    """What that pool's clients call its model, and answers that come from there."""
+    backend: Backend
+    """Its weight says nothing."""
+    when: Annotated[list[Trouble], Field(min_length=1, max_length=3)] = [Trouble.FAILED]
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60
+    max_in_flight: Annotated[int, Field(ge=1)] = 2
+    max_output_tokens: Annotated[int, Field(ge=1)] = 1024
+    """The other pool's limit: an answer from there keeps to both."""
+    output_token_policy: Literal["clamp", "refuse"] = "clamp"
+
+
+class TemplateRoute(Contract):
+    """An answer that is always the same, and the requests it is for. Empty lists: all of them."""
+
+    name: TemplateName
+    version: TemplateVersion
+    endpoints: Annotated[list[Endpoint], Field(max_length=3)] = []
+    tenants: Annotated[list[Annotated[str, StringConstraints(max_length=253)]], Field(max_length=64)] = []
+    headers: Annotated[list[HeaderMatch], Field(max_length=4)] = []
+    kind: Literal["text", "json"] = "text"
+    """What a request must want to get it."""
+    body: Annotated[str, StringConstraints(max_length=16_384)]
+    """The words, or the document as JSON text."""
+
+
 class RoutingTable(Contract):
     """Backends and their weights. Weights sum to 100 unless there is no backend."""
 
@@ -108,6 +139,10 @@ class RoutingTable(Contract):
     waking: Waking = Waking()
     backends: Annotated[list[Backend], Field(max_length=3)] = []
     fallback_template: Annotated[str, StringConstraints(max_length=2048)] | None = None
+    """For requests that want words and have no template of their own."""
+    fallback_model: FallbackModelRoute | None = None
+    templates: Annotated[list[TemplateRoute], Field(max_length=MAX_TEMPLATES)] | None = None
+    """In the order in which they are tried. None rather than empty: gateways of before this field read such a table."""
     mirror: MirrorRoute | None = None
     cache: CacheRoute | None = None
 

@@ -131,6 +131,7 @@ def _invalid(meta: Meta, status: StatusT, message: str, now: datetime) -> Plan:
 REFERENCES: tuple[tuple[Resource, Resource, *tuple[str, ...]], ...] = (
     (TRAINING_RUN, MODEL_VERSION, "spec", "base", "modelVersion"),
     (MODEL_VERSION, INFERENCE_POOL, "spec", "publish", "after", "promotedIn"),
+    (INFERENCE_POOL, INFERENCE_POOL, "spec", "gateway", "fallback", "model", "pool"),
     (INFERENCE_POOL, MODEL_VERSION, "spec", "modelVersion"),
     (INFERENCE_POOL, MODEL_VERSION, "status", "stable", "modelVersion"),
     (INFERENCE_POOL, MODEL_VERSION, "status", "candidate", "modelVersion"),

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from sluice_contracts.base import NAME_PATTERN
 from sluice_contracts.crd.structural import Schema, structural_schema
 from sluice_contracts.inference_pool import InferencePoolSpec, InferencePoolStatus
+from sluice_contracts.kubernetes import Rule
 from sluice_contracts.model_version import ModelVersionSpec, ModelVersionStatus
 from sluice_contracts.names import GROUP, VERSION
 from sluice_contracts.training_run import TrainingRunSpec, TrainingRunStatus
@@ -38,6 +39,8 @@ class Kind:
     spec: type[BaseModel]
     status: type[BaseModel]
     columns: tuple[Column, ...]
+    rules: tuple[Rule, ...] = ()
+    """Of the whole object: for what its spec may say only in view of its name."""
 
 
 def _condition(condition: str, field: str = "status") -> str:
@@ -110,6 +113,13 @@ KINDS = (
             _MESSAGE,
             _AGE,
         ),
+        rules=(
+            (
+                "!has(self.spec.gateway.fallback) || !has(self.spec.gateway.fallback.model) || "
+                "self.spec.gateway.fallback.model.pool != self.metadata.name",
+                "gateway.fallback.model.pool names the pool itself: name another InferencePool of its namespace",
+            ),
+        ),
     ),
 )
 
@@ -157,7 +167,8 @@ def _object_schema(kind: Kind) -> Schema:
                     f"metadata.name must have at most {NAME_LIMIT} lower-case letters, digits and '-' and begin with a "
                     "letter: the names of its children are made from it"
                 ),
-            }
+            },
+            *({"rule": rule, "message": message} for rule, message, *_ in kind.rules),
         ],
         "properties": {
             "apiVersion": {"type": "string"},

@@ -4,6 +4,7 @@ NetworkPolicies, so they hold where the cluster's network plug-in enforces them 
 enforcement switched on). The kubelet's probes are let through by every plug-in.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from sluice_contracts.inference_pool import InferencePoolSpec
@@ -47,14 +48,14 @@ def gateway_policy(meta: Meta, spec: InferencePoolSpec, name: str) -> dict[str, 
     return _policy(meta, spec, name, "gateway", [api, inside])
 
 
-def engine_policy(meta: Meta, spec: InferencePoolSpec) -> dict[str, Any]:
-    """Requests come from the pool's gateway only. Ray's own ports, which ask for no key, are open to the pool's engines
-    among themselves and, as far as it needs them, to KubeRay."""
+def engine_policy(meta: Meta, spec: InferencePoolSpec, borrowers: Sequence[str] = ()) -> dict[str, Any]:
+    """Requests come from the pool's gateway only, and from those of the pools whose fallback it is. Ray's own ports,
+    which ask for no key, are open to the pool's engines among themselves and, as far as it needs them, to KubeRay."""
     ray = {"podSelector": {"matchLabels": pod_labels("engine", meta.name)}}
-    gateway = {"podSelector": {"matchLabels": pod_labels("gateway", meta.name)}}
+    gateways = [{"podSelector": {"matchLabels": pod_labels("gateway", pool)}} for pool in (meta.name, *borrowers)]
     rules = [
         {"from": [ray]},
-        {"ports": _ports(SERVE_PORT), "from": [gateway]},
+        {"ports": _ports(SERVE_PORT), "from": gateways},
         {"ports": _ports(SERVE_PORT, DASHBOARD_PORT), "from": KUBERAY},
         {"ports": _ports(RAY_METRICS_PORT), "from": [METRICS]},
     ]

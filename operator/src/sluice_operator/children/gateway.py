@@ -3,6 +3,7 @@
 Its ServiceAccount may read exactly one object: the pool's routes ConfigMap.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from sluice_contracts.inference_pool import InferencePoolSpec
@@ -51,14 +52,17 @@ def gateway_url(meta: Meta, spec: InferencePoolSpec) -> str:
     return f"{scheme}://{gateway_name(meta.name)}.{meta.namespace}.svc.cluster.local"
 
 
-def gateway_objects(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> list[tuple[Resource, dict[str, Any]]]:
-    """All objects of the gateway but its routes, in the order they are applied."""
+def gateway_objects(
+    meta: Meta, spec: InferencePoolSpec, settings: Settings, borrowers: Sequence[str] = ()
+) -> list[tuple[Resource, dict[str, Any]]]:
+    """All objects of the gateway but its routes, in the order they are applied. `borrowers` are the pools that this one
+    answers for when they cannot."""
     return [
         (SERVICE_ACCOUNT, _child(SERVICE_ACCOUNT, meta, spec, automountServiceAccountToken=False)),
         (ROLE, _role(meta, spec)),
         (ROLE_BINDING, _role_binding(meta, spec)),
         (NETWORK_POLICY, gateway_policy(meta, spec, gateway_name(meta.name))),
-        (NETWORK_POLICY, engine_policy(meta, spec)),
+        (NETWORK_POLICY, engine_policy(meta, spec, borrowers)),
         (SERVICE, _service(meta, spec)),
         (DEPLOYMENT, _deployment(meta, spec, settings)),
     ]

@@ -16,6 +16,7 @@ from sluice_operator.children.routes import read_routes, routes_name
 from sluice_operator.engine.cache import Cache
 from sluice_operator.inference_pool.engine_state import EngineState, read_ray_service
 from sluice_operator.inference_pool.evidence import Evidence, gather
+from sluice_operator.inference_pool.fallback import NO_FALLBACK, ObservedFallback, observe_fallback
 from sluice_operator.inference_pool.route import NO_ROUTE, ObservedRoute, observe_route
 from sluice_operator.inference_pool.sources import gather_from_prometheus
 from sluice_operator.kube.client import KubeClient
@@ -62,6 +63,7 @@ class Observed:
     bad_request: str | None = None
     """The rollout annotation, where it is none of the known words."""
     route: ObservedRoute = NO_ROUTE
+    fallback: ObservedFallback = NO_FALLBACK
 
 
 def window_of(candidate: ServedVersion, started_at: str | None) -> str:
@@ -152,6 +154,7 @@ async def observe(
         request=request,
         bad_request=text if text is not None and request is None else None,
         route=await observe_route(meta, spec, cache, kube),
+        fallback=observe_fallback(meta, spec, cache),
     )
 
 

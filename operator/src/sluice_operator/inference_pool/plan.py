@@ -1,5 +1,6 @@
 """The decision for an InferencePool: the rollout's turn, and the children that follow from the new status."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from sluice_contracts.adapters import adapter_name
@@ -15,6 +16,7 @@ from sluice_operator.children.routes import mirror_route, price, routes_config_m
 from sluice_operator.conditions import ConditionSet
 from sluice_operator.inference_pool.adapters import by_service, weights_and_adapters
 from sluice_operator.inference_pool.capacity import asleep, engines, room
+from sluice_operator.inference_pool.fallback import FallbackPlan, plan_fallback
 from sluice_operator.inference_pool.observe import Observed, current_window, next_analysis
 from sluice_operator.inference_pool.rollout import Turn, turn
 from sluice_operator.inference_pool.route import plan_route
@@ -38,8 +40,10 @@ def plan(meta: Meta, spec: InferencePoolSpec, observed: Observed, settings: Sett
     status.replicas = sum(engines(spec, observed.engines.get(name)) for name in running)
 
     route = plan_route(meta, spec, observed.route)
-    apply = [Apply(CONFIG_MAP, _routes(meta, spec, observed, status, settings, now))]
-    apply += [Apply(resource, obj) for resource, obj in gateway_objects(meta, spec, settings)]
+    fallback = plan_fallback(meta, spec, observed.fallback, settings.prices)
+    apply = [Apply(CONFIG_MAP, _routes(meta, spec, observed, status, fallback, settings, now))]
+    made = gateway_objects(meta, spec, settings, observed.fallback.borrowers)
+    apply += [Apply(resource, obj) for resource, obj in made]
     standing = decided.standing
     try:
         apply += _engines(meta, spec, observed, status, settings)
@@ -48,7 +52,8 @@ def plan(meta: Meta, spec: InferencePoolSpec, observed: Observed, settings: Sett
     apply += route.apply
     delete, wait = _leftovers(meta, observed, status, now)
 
-    _conditions(meta, spec, observed, status, standing, route.condition, now)
+    also = {ConditionType.ROUTE_ACCEPTED: route.condition, ConditionType.FALLBACK_READY: fallback.condition}
+    _conditions(meta, spec, observed, status, standing, also, now)
     return Plan(
         apply=apply,
         delete=[*delete, *route.delete],
@@ -70,6 +75,7 @@ def _routes(
     spec: InferencePoolSpec,
     observed: Observed,
     status: InferencePoolStatus,
+    fallback: FallbackPlan,
     settings: Settings,
     now: datetime,
 ) -> dict[str, object]:
@@ -84,7 +90,9 @@ def _routes(
         backends.append(_backend(meta, spec, observed, status.candidate, share, settings))
         window = current_window(status.candidate, status, now)
     mirror = mirror_route(spec, status.candidate) if status.candidate is not None and share else None
-    return routes_config_map(meta, routing_table(meta, spec, backends, window, mirror))
+    table = routing_table(meta, spec, backends, window, mirror)
+    told = {"fallback_model": fallback.model, "templates": list(fallback.templates) or None}
+    return routes_config_map(meta, table.model_copy(update=told))
 
 
 def _backend(
@@ -150,7 +158,7 @@ def _conditions(
     observed: Observed,
     status: InferencePoolStatus,
     standing: Standing,
-    route: tuple[bool | None, str, str] | None,
+    also: Mapping[ConditionType, tuple[bool | None, str, str] | None],
     now: datetime,
 ) -> None:
     conditions = ConditionSet(observed.status.conditions, meta.generation, now)
@@ -175,8 +183,9 @@ def _conditions(
     else:
         conditions.set(ConditionType.AVAILABLE, False, "NoReadyGateway", observed.gateway.message)
     conditions.set(ConditionType.DEGRADED, *_degraded(status, standing))
-    if route is not None:
-        conditions.set(ConditionType.ROUTE_ACCEPTED, *route)
+    for type_, said in also.items():
+        if said is not None:
+            conditions.set(type_, *said)
     status.conditions = conditions.list()
 
 
