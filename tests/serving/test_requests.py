@@ -1,15 +1,17 @@
 """What of a request reaches the engine, and how it is refused otherwise. No gateway needed."""
 
+import inspect
 import json
 from typing import Any
 
+import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sluice_contracts.routing import RoutingLimits
-from sluice_serving.gateway.completion import Completion, read_completion
+from sluice_serving.gateway.completion import MAX_DEPTH, Completion, read_completion
 from sluice_serving.gateway.errors import ApiError
-from sluice_serving.gateway.parameters import PARAMETERS, Kind
+from sluice_serving.gateway.parameters import INSTEAD, PARAMETERS, Kind
 from sluice_serving.gateway.upstream import RetryBudget, refusal
 
 MODEL = "support-bot"
@@ -183,6 +185,57 @@ def test_whatever_is_sent_is_taken_or_refused_in_the_apis_terms(kind: Kind, data
         return
     assert 400 <= refused_with.status < 500
     assert refused_with.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("chat", "chat.completions"), ("text", "completions"), ("responses", "responses"), ("embeddings", "embeddings")],
+)
+def test_whatever_the_official_client_can_send_is_taken_or_refused_with_a_reason(kind: Kind, name: str) -> None:
+    resource: Any = openai.OpenAI(api_key="x")
+    for part in name.split("."):
+        resource = getattr(resource, part)
+    of_the_client = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+    sends = inspect.signature(inspect.unwrap(resource.create)).parameters.keys() - of_the_client
+    assert sends - PARAMETERS[kind].keys() - INSTEAD.keys() == set()
+
+
+@pytest.mark.parametrize("name", ["seed", "top_k", "min_tokens"])
+def test_an_integer_that_would_break_the_engines_messages_is_refused(name: str) -> None:
+    assert sent("chat", **{name: 2**63 - 1})[name] == 2**63 - 1
+    for beyond in (2**63, -(2**63) - 1, 10**30):
+        assert refused("chat", **{name: beyond}) == (400, name, "invalid_type")
+    assert refused("text", prompt=[[1, 2**64]]) == (400, "prompt[0]", "invalid_type")
+
+
+@pytest.mark.parametrize("opens", ["[", '{"a":'])
+def test_what_is_nested_too_deeply_is_refused(opens: str) -> None:
+    def nested(depth: int) -> bytes:
+        inner = opens * depth + "0" + ("]" if opens == "[" else "}") * depth
+        return (
+            json.dumps({"model": MODEL} | INPUTS["chat"])[:-1].encode() + f', "logit_bias": {{"a": {inner}}}}}'.encode()
+        )
+
+    def read_it(depth: int) -> Completion:
+        return read_completion("chat", nested(depth), MODEL, RoutingLimits())
+
+    assert read_it(MAX_DEPTH - 2).kind == "chat"
+    for depth in (MAX_DEPTH - 1, 500, 100_000):
+        with pytest.raises(ApiError) as error:
+            read_it(depth)
+        assert (error.value.status, error.value.code) == (400, "invalid_json")
+    wide = [{"role": "user", "content": [{"type": "text", "text": "["}]}] * 100  # many, but not deep
+    assert len(sent("chat", messages=wide)["messages"]) == 100
+
+
+def test_of_a_name_that_comes_twice_the_engine_gets_what_was_checked() -> None:
+    raw = json.dumps({"model": MODEL} | INPUTS["chat"])[:-1] + ', "max_tokens": 7, "max_tokens": 100000, "model": "x"'
+    with pytest.raises(ApiError, match="does not exist"):
+        read_completion("chat", f"{raw}}}".encode(), MODEL, RoutingLimits())
+    body = read_completion(
+        "chat", f'{raw}, "model": "{MODEL}"}}'.encode(), MODEL, RoutingLimits(max_output_tokens=50)
+    ).body
+    assert body.count(b'"max_tokens": 50') == body.count(b"max_tokens") == body.count(b"model") == 1
 
 
 def test_a_number_beyond_all_numbers_is_refused() -> None:

@@ -22,6 +22,9 @@ PATHS: dict[Kind, str] = {
 """Where each kind is asked for, here as at the engine."""
 
 MAX_USER_CHARACTERS = 256
+MAX_DEPTH = 64
+"""Lists and objects within each other. No schema of a function is as deep; the engine's readers of JSON and of grammars
+recurse, and a request that breaks them would count as the version's failure."""
 ENGINE_DEFAULT_TOKENS: dict[Kind, int] = {
     "chat": ENGINE_MAX_OUTPUT_TOKENS,
     "text": 16,
@@ -79,7 +82,19 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise ApiError(400, "The body is not valid JSON.", code="invalid_json") from None
     if not isinstance(request, dict):
         raise ApiError(400, "The body must be a JSON object.", code="invalid_json")
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _deeper_than(request, MAX_DEPTH):
+        raise ApiError(400, f"The body is nested more than {MAX_DEPTH} deep.", code="invalid_json")
     return request
+
+
+def _deeper_than(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        inner = (v for parent in level for v in (parent.values() if isinstance(parent, dict) else parent))
+        level = [v for v in inner if isinstance(v, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _no_constant(name: str) -> None:

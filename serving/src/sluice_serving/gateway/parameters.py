@@ -24,8 +24,9 @@ class Shape:
 
 
 def is_int(value: object) -> bool:
-    """True is an int in Python, but not in JSON."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Of 64 bits: a larger one would break the engine's own messages, and count as the version's failure. True is an
+    int in Python, but not in JSON."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _texts(value: Any) -> bool:
@@ -170,6 +171,13 @@ INSTEAD = {
     "previous_response_id": "responses are not stored: send the whole conversation in `input`",
     "conversation": "conversations are not stored: send the whole conversation in `input`",
     "prompt_cache_retention": "prompts are not kept",
+    "prompt_cache_options": "prompts are not kept",
+    "prompt": "prompts are not stored: send the text itself",
+    "context_management": "conversations are not stored: shorten `input` yourself",
+    "prediction": "answers are not predicted",
+    "moderation": "nothing is moderated here",
+    "image": "answers are text",
+    "access_programs": "there are none here",
     "best_of": "use `n`",
 }
 """Parameters of the API that are not built, and what to do."""
@@ -214,7 +222,7 @@ def _kind_of(value: object) -> str:
         case bool():
             return "a boolean"
         case int():
-            return "an integer"
+            return "an integer" if is_int(value) else "one of more than 64 bits"
         case float():
             return "a number"
         case str():
