@@ -21,7 +21,7 @@ from sluice_training.model import circuit, files
 from sluice_training.model.chat import ChatTokenizer
 from sluice_training.model.llama import Llama, tiny
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tests run on two workers: two threads each wait for each other, most of the time
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +79,7 @@ def make_job(small_dataset: Written, store: str) -> JobMaker:
             "model": "bot",
             "dataset": {"uri": small_dataset.uri, "digest": small_dataset.digest},
             "recipe": {"method": "scratch", "steps": 6, "batchSize": 4, "sequenceLength": 96},
-            "hardware": {"resources": {"cpu": "2"}},
+            "hardware": {"resources": {"cpu": "1"}},
             "checkpoint": {"everySteps": 3, "keep": 2},
             "evaluation": {"suites": ["intent", "grounding"], "examples": 20},
             "export": {

@@ -2,6 +2,9 @@
 
 The files are PEFT's: adapter_config.json and adapter_model.safetensors, as vLLM loads them beside a base that runs
 already. In bfloat16, like the merged weights, and rounded before merging: both are made from the same numbers.
+
+PEFT is imported where it is used: it loads half of transformers, seconds of CPU in each of a training's processes, and
+most trainings have no adapters.
 """
 
 import json
@@ -10,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from sluice_contracts.training_run import LoraRecipe
 from torch import Tensor, nn
@@ -27,6 +29,8 @@ ROWS, POSITIONS = 16, 256
 
 def adapted(model: Llama, recipe: LoraRecipe, seed: int) -> nn.Module:
     """`model` with adapters of which only they are trained. It is changed in place; call `merged` to get it back."""
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(seed)  # PEFT draws the adapters' first weights from the global generator
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=0.0, target_modules=LINEAR)
     wrapped: nn.Module = get_peft_model(model, config)
@@ -51,6 +55,8 @@ def merged(model: nn.Module) -> Llama:
 
 def save(model: nn.Module, recipe: LoraRecipe, base_digest: str, folder: Path) -> None:
     """Write the adapter's two files. The same adapter makes the same bytes. `base_digest` names what it belongs to."""
+    from peft import get_peft_model_state_dict
+
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "base_model_name_or_path": base_digest,
