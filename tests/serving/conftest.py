@@ -183,7 +183,10 @@ class RunningGateway:
         path.with_suffix(".new").replace(path)
 
         async def in_force() -> bool:
-            return bool((await self.analysis())["window"] == window)
+            if (await self.analysis())["window"] != window:
+                return False
+            # Answers are kept once it is known who was forgotten.
+            return self.table is None or self.table.cache is None or "sluice_cache_current 1.0" in await self.metrics()
 
         await until(in_force, "the table is in force")
 

@@ -8,9 +8,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from sluice_contracts.analysis import VersionCounts
 from sluice_contracts.analysis_rows import Row, from_rows
 from sluice_contracts.routing import Backend, Price, RoutingTable
+from sluice_serving.gateway.cache_settings import RedisSettings
 from sluice_serving.gateway.costs import request_cost
 from sluice_serving.gateway.metrics import FAMILIES, Counted, Distribution, MetricsCollector
 from sluice_serving.gateway.observations import Mirrored, Observations, Outcome
+from sluice_serving.gateway.shared_cache import shared_cache
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/gateway-metrics.md").read_text()
 
@@ -68,7 +70,9 @@ def full() -> Observations:
 
 def samples(seen: Observations) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     registry = CollectorRegistry()
-    registry.register(MetricsCollector(seen))
+    collector = MetricsCollector(seen)
+    collector.gauges.cache.shared = shared_cache(RedisSettings(), b"secret", "pool")
+    registry.register(collector)
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sluice_contracts.routing import CacheRoute, RoutingLimits
-from sluice_serving.gateway.cache import ENTRY_OVERHEAD, Kept, ResponseCache, cache_key, read_wish, repeatable
+from sluice_serving.gateway.cache import ResponseCache, Whose, cache_key, read_wish, repeatable
+from sluice_serving.gateway.cached_answer import ENTRY_OVERHEAD, Kept
 from sluice_serving.gateway.completion import Completion, read_completion
 
 MODEL = "support-bot"
@@ -22,8 +23,9 @@ def asked(**body: Any) -> Completion:
     return read_completion("chat", json.dumps(content).encode(), MODEL, RoutingLimits())
 
 
-def key(tenant: str, digest: str, completion: Completion) -> bytes:
-    return cache_key(tenant, digest, completion, json.loads(completion.body))
+def key(whose: str | Whose, digest: str, completion: Completion) -> bytes:
+    found = whose if isinstance(whose, Whose) else Whose(whose)
+    return cache_key(found, digest, completion, json.loads(completion.body))
 
 
 def kept(size: int = 10, reason: str | None = "stop") -> Kept:
@@ -53,6 +55,16 @@ class TestKey:
     def test_tenants_and_models_are_apart(self) -> None:
         keys = {key(tenant, digest, asked()) for tenant in ("a", "b", "ab", "") for digest in ("b", "bb", "c")}
         assert len(keys) == 12
+
+    def test_so_are_users_contexts_and_what_came_before_somebody_was_forgotten(self) -> None:
+        whose = [
+            Whose("a"),
+            Whose("a", "ctx_1.1"),
+            Whose("a", "ctx_1.2"),
+            Whose("a", "", "ctx_1.1"),
+            Whose("a", "c", "g"),
+        ]
+        assert len({key(w, "d", asked()) for w in whose}) == len(whose)
 
     @pytest.mark.parametrize(("temperature", "kept"), [(0, True), (0.0, True), (0.1, False), (1, False), (None, False)])
     def test_only_greedy_answers_repeat(self, temperature: float | None, kept: bool) -> None:
@@ -95,16 +107,26 @@ class TestKeeping:
             assert len(cache) == len(model) <= most
             assert cache.bytes == sum(model.values()) <= 32_768
 
-    def test_old_answers_are_not_given(self) -> None:
+    async def test_old_answers_are_not_given(self) -> None:
         now = [0.0]
         cache = ResponseCache(lambda: now[0])
         cache.follow(RULES)
         cache.put(b"k", kept())
         now[0] = 60
-        assert cache.get(b"k") == kept()
+        assert await cache.find(b"k", "acme") == kept()
         now[0] = 60.1
-        assert cache.get(b"k") is None
+        assert await cache.find(b"k", "acme") is None
         assert (cache.hits, cache.misses, len(cache), cache.bytes) == (1, 1, 0, 0)
+
+    def test_a_tenants_answers_leave_the_memory_and_no_others(self) -> None:
+        cache = ResponseCache()
+        cache.follow(RULES)
+        for tenant in ("acme", "other"):
+            for n in range(3):
+                cache.put(f"{tenant}{n}".encode(), kept(), tenant)
+        cache.forget("acme")
+        assert (len(cache), cache.bytes) == (3, 3 * kept().size)
+        assert cache.get(b"other1") == kept()
 
     @pytest.mark.parametrize("answer", [kept(reason="abort"), kept(reason="content_filter"), kept(1 << 17)])
     def test_broken_and_huge_answers_are_not_kept(self, answer: Kept) -> None:

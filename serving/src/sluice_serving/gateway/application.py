@@ -29,7 +29,7 @@ class Api:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self.data = DataApi(gateway.accounting, gateway.interactions.database)
+        self.data = DataApi(gateway.accounting, gateway.interactions.database, gateway.forgetting)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

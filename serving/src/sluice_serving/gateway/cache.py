@@ -1,8 +1,10 @@
-"""Answers kept for requests that come again, word for word. In this process's memory, bounded in number and in bytes.
+"""Answers kept for requests that come again, word for word. In this process's memory, bounded in number and in bytes;
+behind it, where the pool has one, a Redis that its gateways share.
 
 Only what must come out the same twice is kept: embeddings, and answers asked for with temperature 0. The key covers
 everything the answer depends on: the tenant (nobody is ever answered from another tenant's words), the model's files by
-their digest, the endpoint, and the request as the engine would get it, in one spelling.
+their digest, the endpoint, and the request as the engine would get it, in one spelling. It also covers what makes an
+answer private or forgotten: the user's context, by its reference, and the tenant's generation (`forgetting`).
 """
 
 import hashlib
@@ -10,36 +12,20 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sluice_contracts.routing import Backend, CacheRoute
 from starlette.types import Message, Send
 
+from sluice_serving.gateway.cached_answer import Kept
 from sluice_serving.gateway.completion import Completion, Kind
+from sluice_serving.gateway.shared_cache import SharedCache
 
 FINISHED = frozenset({"stop", "length", "tool_calls"})
 """Ends of an answer that is whole. Aborted and failed ones are never kept."""
 LARGEST = 8
 """One answer may take this part of the bound at most: an eighth."""
-ENTRY_OVERHEAD = 512
-"""What an entry costs beside its bytes, roughly: key, figures, places in the table."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """An answer as it went out, and what it took to make it."""
-
-    body: bytes
-    content_type: bytes
-    prompt_tokens: int | None
-    output_tokens: int | None
-    finish_reason: str | None
-
-    @property
-    def size(self) -> int:
-        """What it counts towards the bound, in bytes."""
-        return len(self.body) + ENTRY_OVERHEAD
 
 
 @dataclass(frozen=True)
@@ -65,26 +51,56 @@ def repeatable(kind: Kind, request: Mapping[str, Any]) -> bool:
     return isinstance(temperature, int | float) and not isinstance(temperature, bool) and temperature == 0
 
 
-def cache_key(tenant: str, manifest_digest: str, completion: Completion, request: Mapping[str, Any]) -> bytes:
+@dataclass(frozen=True)
+class Whose:
+    """Whom an answer is for."""
+
+    tenant: str
+    context: str = ""
+    """The tag of the user's context that was added: such an answer is this user's alone, and this version's."""
+    generation: str = ""
+    """The tenant's: a new one with each user who is forgotten."""
+
+
+def cache_key(whose: Whose, manifest_digest: str, completion: Completion, request: Mapping[str, Any]) -> bytes:
     """32 bytes. Two requests share a key only if nothing but the order of their fields differs. `request` is
     `completion`'s body, read."""
     canonical = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     digest = hashlib.sha256()
     # Whether the client wants token counts changes what it gets, and not what the engine gets.
-    for part in (tenant.encode(), manifest_digest.encode(), completion.path.encode(),
-                 b"usage" if completion.usage_wanted else b"", canonical):  # fmt: skip
+    for part in (whose.tenant.encode(), whose.context.encode(), whose.generation.encode(), manifest_digest.encode(),
+                 completion.path.encode(), b"usage" if completion.usage_wanted else b"", canonical):  # fmt: skip
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.digest()
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the table holds."""
+
+    made: float
+    tenant: str
+    answer: Kept
+
+
 class ResponseCache:
     """The least recently used answer goes first; one that is too old goes when it is met."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        generation: Callable[[str], str | None] = lambda tenant: "",
+        shared: SharedCache | None = None,
+    ) -> None:
+        self.generation = generation
+        """The tenant's present one; None while nobody can tell."""
+        self.shared = shared
+        """The second level."""
         self._now = now
         self._rules: CacheRoute | None = None
-        self._kept: OrderedDict[bytes, tuple[float, Kept]] = OrderedDict()
+        self._kept: OrderedDict[bytes, Entry] = OrderedDict()
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -109,27 +125,50 @@ class ResponseCache:
             self._shrink(rules)
 
     def get(self, key: bytes) -> Kept | None:
-        """The answer kept under `key`, counted as a hit, or None, counted as a miss."""
+        """The answer kept in memory under `key`, if it is not too old."""
         found = self._kept.get(key)
-        if found is None or self._rules is None or self._now() - found[0] > self._rules.ttl_seconds:
-            if found is not None:
-                self._drop(key)
-            self.misses += 1
+        if found is None or self._rules is None:
+            return None
+        if self._now() - found.made > self._rules.ttl_seconds:
+            self._drop(key)
             return None
         self._kept.move_to_end(key)
-        self.hits += 1
-        return found[1]
+        return found.answer
 
-    def put(self, key: bytes, answer: Kept) -> None:
+    async def find(self, key: bytes, tenant: str) -> Kept | None:
+        """The answer kept on either level, counted as a hit, or None, counted as a miss."""
+        found = self.get(key)
+        if found is None and self.shared is not None and self._rules is not None:
+            from_others = await self.shared.get(key, self._rules.ttl_seconds)
+            if from_others is not None:
+                found, age = from_others
+                self._remember(key, found, tenant, age)
+        if found is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+        return found
+
+    def put(self, key: bytes, answer: Kept, tenant: str = "") -> None:
         """Keep a whole answer, unless it alone is larger than an eighth of the bound."""
+        if self._remember(key, answer, tenant, 0.0) and self.shared is not None and self._rules is not None:
+            self.shared.put(key, answer, self._rules.ttl_seconds)
+
+    def _remember(self, key: bytes, answer: Kept, tenant: str, age: float) -> bool:
         rules = self._rules
         if rules is None or answer.finish_reason not in {None, *FINISHED} or answer.size > rules.max_bytes // LARGEST:
-            return
+            return False
         if key in self._kept:
             self._drop(key)
-        self._kept[key] = (self._now(), answer)
+        self._kept[key] = Entry(self._now() - age, tenant, answer)
         self.bytes += answer.size
         self._shrink(rules)
+        return True
+
+    def forget(self, tenant: str) -> None:
+        """Somebody of the tenant was forgotten: its answers cannot be found any more, and need not stay in memory."""
+        for key in [key for key, entry in self._kept.items() if entry.tenant == tenant]:
+            self._drop(key)
 
     def _shrink(self, rules: CacheRoute) -> None:
         while self._kept and (len(self._kept) > rules.max_entries or self.bytes > rules.max_bytes):
@@ -137,16 +176,18 @@ class ResponseCache:
             self.evicted += 1
 
     def _drop(self, key: bytes) -> None:
-        self.bytes -= self._kept.pop(key)[1].size
+        self.bytes -= self._kept.pop(key).answer.size
 
-    def begin(self, tenant: str, completion: Completion, cache_control: str) -> "Lookup | None":
-        """What to do with this request. None: nothing is kept, or nothing of its kind."""
+    def begin(self, tenant: str, completion: Completion, cache_control: str, context: str | None) -> "Lookup | None":
+        """What to do with this request. `context` is the tag of the context that was added. None: nothing is kept, or
+        nothing of its kind."""
         if self._rules is None:
             return None
         request = json.loads(completion.body)
         if not repeatable(completion.kind, request):
             return None
-        return Lookup(self, tenant, completion, request, read_wish(cache_control), self._rules.max_bytes // LARGEST)
+        wish, largest = read_wish(cache_control), self._rules.max_bytes // LARGEST
+        return Lookup(self, Whose(tenant, context or ""), completion, request, wish, largest)
 
 
 class Lookup:
@@ -155,7 +196,7 @@ class Lookup:
     def __init__(
         self,
         cache: ResponseCache,
-        tenant: str,
+        whose: Whose,
         completion: Completion,
         request: Mapping[str, Any],
         wish: Wish,
@@ -164,21 +205,26 @@ class Lookup:
         self.word = "miss" if wish.read else "bypass"
         """What the client is told: hit, miss or bypass."""
         self._cache = cache
-        self._tenant = tenant
+        self._whose = whose
         self._completion = completion
         self._request = request
         self._wish = wish
         self._largest = largest
-        self._key = b""
+        self._key: bytes | None = None
         self._copy = bytearray()
 
-    def find(self, backend: Backend) -> Kept | None:
+    async def find(self, backend: Backend) -> Kept | None:
         """The answer of this version's files, if it is kept and may be given."""
-        self._key = cache_key(self._tenant, backend.manifest_digest, self._completion, self._request)
-        if not self._wish.read:
+        generation = self._cache.generation(self._whose.tenant)  # now: a request may have waited since it came
+        self._key = None
+        if generation is not None:
+            whose = replace(self._whose, generation=generation)
+            self._key = cache_key(whose, backend.manifest_digest, self._completion, self._request)
+        if self._key is None or not self._wish.read:
+            self.word = "bypass"
             self._cache.bypassed += 1
             return None
-        found = self._cache.get(self._key)
+        found = await self._cache.find(self._key, self._whose.tenant)
         self.word = "hit" if found else "miss"
         return found
 
@@ -197,6 +243,7 @@ class Lookup:
 
     def keep(self, prompt_tokens: int | None, output_tokens: int | None, finish_reason: str | None) -> None:
         """The answer that went out is whole: the next one may have it."""
-        if self._wish.write:
+        if self._wish.write and self._key is not None:
             kind = b"text/event-stream" if self._completion.stream else b"application/json"
-            self._cache.put(self._key, Kept(bytes(self._copy), kind, prompt_tokens, output_tokens, finish_reason))
+            answer = Kept(bytes(self._copy), kind, prompt_tokens, output_tokens, finish_reason)
+            self._cache.put(self._key, answer, self._whose.tenant)

@@ -18,7 +18,7 @@ from sluice_serving.gateway.database import Database, DatabaseDown, DataRefused,
 
 MAX_CHARACTERS = 8192
 CACHE_ENTRIES = 10_000
-CACHE_SECONDS = 5.0
+CACHE_SECONDS = 2.0
 """How long another gateway may go on with a former version."""
 LOOKUP_SECONDS = 0.25
 REST_SECONDS = 1.0
@@ -165,6 +165,11 @@ class ContextStore:
     def forget(self, tenant: str, user: str) -> None:
         """The user was deleted: nothing of theirs may stay in memory."""
         self._cache.pop((tenant, user), None)
+
+    def forget_tenant(self, tenant: str) -> None:
+        """One of the tenant's users was deleted elsewhere, and who it was is not said: none may stay in memory."""
+        for key in [key for key in self._cache if key[0] == tenant]:
+            del self._cache[key]
 
 
 def with_context(body: bytes, text: str) -> bytes:

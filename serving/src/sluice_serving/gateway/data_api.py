@@ -23,6 +23,7 @@ from sluice_serving.gateway.asgi import Disconnected, header, read_body, send_bo
 from sluice_serving.gateway.contexts import MAX_CHARACTERS, Conflict, Context, TooMany
 from sluice_serving.gateway.database import Database, DatabaseDown, DataRefused
 from sluice_serving.gateway.errors import ApiError
+from sluice_serving.gateway.forgetting import Forgetting
 from sluice_serving.gateway.records import export, forget
 from sluice_serving.gateway.tenants import Caller
 
@@ -57,8 +58,9 @@ class Created(Written):
 class DataApi:
     """Handles what `serves` says. Raises ApiError before it has answered."""
 
-    def __init__(self, accounting: Accounting, database: Database) -> None:
+    def __init__(self, accounting: Accounting, database: Database, forgetting: Forgetting) -> None:
         self._accounting = accounting
+        self._forgetting = forgetting
         self._contexts = accounting.contexts
         self._database = database
 
@@ -143,6 +145,7 @@ class DataApi:
         who = self._who(caller, user.removesuffix(RECORDS))
         if method == "DELETE":
             deleted = await forget(self._database, caller.tenant, who, datetime.now(UTC))
+            self._forgetting.forgot()
             self._contexts.forget(caller.tenant, who)
             logger.info("%s deleted the records of a user: %d interactions", caller.key_id, deleted["interactions"])
             await _send(send, 200, {"deleted": deleted})

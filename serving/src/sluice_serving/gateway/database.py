@@ -45,6 +45,23 @@ SCHEMA = {
     # Who was deleted and when: records from before that may still lie in some gateway's spool.
     "ai_deletions": """CREATE TABLE ai_deletions (
   tenant TEXT NOT NULL, pseudonym TEXT NOT NULL, time {time} NOT NULL, PRIMARY KEY (tenant, pseudonym))""",
+    # Part of the keys of a tenant's kept answers; none from before a deletion can be found after it.
+    "ai_cache_generations": """CREATE TABLE ai_cache_generations (
+  tenant TEXT PRIMARY KEY, generation TEXT NOT NULL)""",
+    # What readers thought of answers; gone with the record.
+    "ai_feedback": """CREATE TABLE ai_feedback (
+  id TEXT PRIMARY KEY, time {time} NOT NULL, tenant TEXT NOT NULL, pseudonym TEXT, day TEXT NOT NULL,
+  feedback INTEGER NOT NULL, outcome TEXT)""",
+    "ai_feedback_time": "CREATE INDEX ai_feedback_time ON ai_feedback (time)",
+    "ai_feedback_user": "CREATE INDEX ai_feedback_user ON ai_feedback (tenant, pseudonym)",
+    # Counts of days that run; of days that are over, small ones merged; and which batches of counts were added.
+    "ai_drift_running": """CREATE TABLE ai_drift_running (
+  pool TEXT NOT NULL, day TEXT NOT NULL, version TEXT NOT NULL, feature TEXT NOT NULL, bin TEXT NOT NULL,
+  count BIGINT NOT NULL, PRIMARY KEY (pool, day, version, feature, bin))""",
+    "ai_drift": """CREATE TABLE ai_drift (
+  pool TEXT NOT NULL, day TEXT NOT NULL, version TEXT NOT NULL, feature TEXT NOT NULL, bin TEXT NOT NULL,
+  count BIGINT NOT NULL, PRIMARY KEY (pool, day, version, feature, bin))""",
+    "ai_drift_batches": "CREATE TABLE ai_drift_batches (id TEXT PRIMARY KEY, day TEXT NOT NULL)",
     "ai_contexts": """CREATE TABLE ai_contexts (
   tenant TEXT NOT NULL, pseudonym TEXT NOT NULL, reference TEXT NOT NULL, version INTEGER NOT NULL,
   content TEXT NOT NULL, created {time} NOT NULL, updated {time} NOT NULL, PRIMARY KEY (tenant, pseudonym))""",

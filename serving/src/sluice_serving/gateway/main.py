@@ -26,6 +26,7 @@ from sluice_serving.gateway.pseudonyms import pseudonym_key
 from sluice_serving.gateway.routes import ConfigMapWatch, follow_file
 from sluice_serving.gateway.service import Gateway
 from sluice_serving.gateway.settings import Settings, SettingsError, read_settings
+from sluice_serving.gateway.shared_cache import SharedCache, shared_cache
 from sluice_serving.gateway.spool import Spool, SpoolInUse
 from sluice_serving.gateway.tls import Certificate
 from sluice_serving.gateway.trace_settings import make_tracer
@@ -69,13 +70,14 @@ def main() -> None:
 def build_gateway(settings: Settings) -> Gateway:
     """The gateway with its parts, nothing started yet. Raises SettingsError, OSError."""
     database = open_database(settings.database_url)
+    key = pseudonym_key(settings)
     spool = Spool(settings.spool, settings.spool_bytes)
     accounting = Accounting(
         keys=KeyStore(settings.keys_dir, plain_keys=settings.plain_keys),
         interactions=InteractionLog(database, spool, settings.retention_seconds),
         budgets=BudgetLedger(database, replicas=settings.replicas),
         contexts=ContextStore(database, settings.contexts_per_tenant),
-        pseudonym_key=pseudonym_key(settings),
+        pseudonym_key=key,
         sees_all=database.shared or settings.replicas == 1,
         tokens=TokenVerifier(settings.jwt) if settings.jwt else None,
     )
@@ -85,6 +87,7 @@ def build_gateway(settings: Settings) -> Gateway:
         request_timeout=settings.request_timeout,
         probe_seconds=settings.probe_seconds,
         judge_token_file=settings.judge_token_file,
+        shared_cache=_shared_cache(settings, key),
         tracer=make_tracer(settings.tracing) if settings.tracing else None,
     )
 
@@ -113,7 +116,10 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         asyncio.create_task(_forever("keys", gateway.keys.watch())),
         asyncio.create_task(_forever("budgets", gateway.accounting.budgets.run())),
         asyncio.create_task(_forever("routes", _follow_routes(settings, gateway))),
+        asyncio.create_task(_forever("forgetting", gateway.forgetting.run(gateway.forget))),
     ]
+    if gateway.cache.shared is not None:
+        background.append(asyncio.create_task(_forever("shared cache", gateway.cache.shared.run())))
     if certificate is not None:
         background.append(asyncio.create_task(_forever("certificate", certificate.watch())))
     if gateway.accounting.tokens is not None:
@@ -149,6 +155,15 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         gateway.holding.close()
         await gateway.upstream.close()
     logger.info("stopped")
+
+
+def _shared_cache(settings: Settings, key: bytes | None) -> SharedCache | None:
+    if settings.redis is None:
+        return None
+    if key is None:
+        raise SettingsError("SLUICE_CACHE_REDIS_URL needs SLUICE_PSEUDONYM_KEY_FILE: what gateways share through Redis "
+                            "is encrypted with a key that follows from it")  # fmt: skip
+    return shared_cache(settings.redis, key, "/".join(settings.routes_config_map or ()))
 
 
 def _open_spool(spool: Spool) -> None:

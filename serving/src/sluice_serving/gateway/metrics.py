@@ -1,7 +1,7 @@
 """/metrics: Prometheus's view of what is counted in `observations` and of the moment. One table, `FAMILIES`; docs/
 gateway-metrics.md lists the same, and a test compares them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -17,7 +17,9 @@ from sluice_contracts.analysis import COARSE, COST_EDGES, LATENCY_EDGES, TOKEN_E
 from sluice_contracts.analysis_rows import to_rows
 
 from sluice_serving.gateway.cache import ResponseCache
+from sluice_serving.gateway.forgetting import Forgetting
 from sluice_serving.gateway.observations import Observations, Sum, Totals
+from sluice_serving.gateway.shared_cache import SharedCache
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Gauges:
     interactions_dropped: int
     ready: bool
     cache: ResponseCache = field(default_factory=ResponseCache)
+    forgetting: Forgetting | None = None
 
 
 Values = Iterable[tuple[tuple[str, ...], float]]
@@ -88,6 +91,13 @@ def _analysis(seen: Observations, _: Gauges) -> Values:
     for version, counts in seen.versions.items():
         for row in to_rows(counts):
             yield (seen.pool, seen.window, seen.instance, version, row.name, row.length, row.bin), row.value
+
+
+def _shared(of: Callable[[SharedCache], Mapping[str, int]]) -> Callable[[Observations, Gauges], Values]:
+    """Nothing where gateways share no answers."""
+    return lambda _, gauges: (
+        ((word,), n) for word, n in (of(gauges.cache.shared) if gauges.cache.shared else {}).items()
+    )
 
 
 VERSION = ("version",)
@@ -154,6 +164,29 @@ FAMILIES: tuple[Counted | Distribution | Mean, ...] = (
     Counted("sluice_cache_evicted", "Kept answers that went to make room.", (), lambda _, g: [((), g.cache.evicted)]),
     Counted("sluice_cache_entries", "Answers kept.", (), lambda _, g: [((), len(g.cache))], gauge=True),
     Counted("sluice_cache_bytes", "Memory of the answers kept.", (), lambda _, g: [((), g.cache.bytes)], gauge=True),
+    Counted(
+        "sluice_cache_current",
+        "1 while the gateway knows who was forgotten; else nothing kept is given.",
+        (),
+        lambda _, g: [((), int(g.forgetting.known))] if g.forgetting and g.cache.on else [],
+        gauge=True,
+    ),
+    Counted(
+        "sluice_cache_shared_reads", "Look-ups in Redis by what came of them.", ("result",), _shared(lambda s: s.reads)
+    ),
+    Counted(
+        "sluice_cache_shared_writes",
+        "Answers for Redis by what came of them.",
+        ("result",),
+        _shared(lambda s: s.writes),
+    ),
+    Counted(
+        "sluice_cache_shared_up",
+        "1 while Redis is asked; 0 while it rests after failures.",
+        (),
+        lambda _, g: [((), int(g.cache.shared.up))] if g.cache.shared else [],
+        gauge=True,
+    ),
     Counted("sluice_upstream_retries", "Requests asked again of an engine.", (), lambda seen, _: [((), seen.retries)]),
     Counted("sluice_in_flight", "Requests an engine works on.", VERSION, _present(lambda g: g.in_flight), gauge=True),
     Counted("sluice_waiting", "Requests in the queue.", VERSION, _present(lambda g: g.waiting), gauge=True),

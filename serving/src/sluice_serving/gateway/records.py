@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -63,7 +64,7 @@ INSERT_CONTENT = (
     "INSERT INTO ai_interaction_content (id, time, tenant, pseudonym, prompt, answer) "
     "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO NOTHING"
 )
-TABLES = ("ai_interactions", "ai_interaction_content")
+TABLES = ("ai_interactions", "ai_interaction_content", "ai_feedback")
 
 
 def pseudonym(key: bytes, tenant: str, user: str | None) -> str | None:
@@ -121,8 +122,9 @@ async def export(database: Database, tenant: str, user: str) -> AsyncIterator[di
     while True:
         async with database.transaction() as session:
             rows = await session.fetch(
-                f"SELECT {columns}, c.prompt, c.answer FROM ai_interactions i "
-                "LEFT JOIN ai_interaction_content c ON c.id = i.id WHERE i.tenant = $1 AND i.pseudonym = $2 "
+                f"SELECT {columns}, c.prompt, c.answer, f.feedback, f.outcome AS feedback_outcome "
+                "FROM ai_interactions i LEFT JOIN ai_interaction_content c ON c.id = i.id "
+                "LEFT JOIN ai_feedback f ON f.id = i.id WHERE i.tenant = $1 AND i.pseudonym = $2 "
                 f"AND (i.time > $3 OR (i.time = $3 AND i.id > $4)) ORDER BY i.time, i.id LIMIT {PAGE}",
                 tenant, user, *after,
             )  # fmt: skip
@@ -135,8 +137,8 @@ async def export(database: Database, tenant: str, user: str) -> AsyncIterator[di
 
 
 async def forget(database: Database, tenant: str, user: str, now: datetime) -> dict[str, int]:
-    """Delete all that is kept of the user with that pseudonym, and let nothing from before `now` in again. Returns
-    how many rows of each kind."""
+    """Delete all that is kept of the user with that pseudonym, and let nothing from before `now` in again. No gateway
+    gives the tenant an answer any more that it has kept until now. Returns how many rows of each kind."""
     async with database.transaction() as session:
         # Those who insert hold the lock shared: none of them can be halfway.
         await session.lock(INTERACTIONS_LOCK)
@@ -145,11 +147,17 @@ async def forget(database: Database, tenant: str, user: str, now: datetime) -> d
             "ON CONFLICT (tenant, pseudonym) DO UPDATE SET time = excluded.time",
             tenant, user, now,
         )  # fmt: skip
+        await session.execute(
+            "INSERT INTO ai_cache_generations (tenant, generation) VALUES ($1, $2) "
+            "ON CONFLICT (tenant) DO UPDATE SET generation = excluded.generation",
+            tenant, secrets.token_hex(16),
+        )  # fmt: skip
         return {
             kind: await session.execute(f"DELETE FROM {table} WHERE tenant = $1 AND pseudonym = $2", tenant, user)
             for kind, table in (
                 ("interactions", "ai_interactions"),
                 ("contents", "ai_interaction_content"),
+                ("feedback", "ai_feedback"),
                 ("contexts", "ai_contexts"),
             )
         }

@@ -19,11 +19,13 @@ from sluice_serving.gateway.accounting import Accounting
 from sluice_serving.gateway.admission import Lane, LaneClosed, Overloaded
 from sluice_serving.gateway.answers import read_counts
 from sluice_serving.gateway.asgi import Disconnected, header, read_body, send_body, send_start, until_disconnect
-from sluice_serving.gateway.cache import Kept, ResponseCache
+from sluice_serving.gateway.cache import ResponseCache
+from sluice_serving.gateway.cached_answer import Kept
 from sluice_serving.gateway.completion import Completion, Kind, read_completion
 from sluice_serving.gateway.errors import ApiError, EngineFailed
 from sluice_serving.gateway.events import BrokenStream, error_event, stream_reader
 from sluice_serving.gateway.exchange import Exchange
+from sluice_serving.gateway.forgetting import Forgetting
 from sluice_serving.gateway.holding import Holding
 from sluice_serving.gateway.listening import Listener, listen
 from sluice_serving.gateway.metrics import Gauges
@@ -31,6 +33,7 @@ from sluice_serving.gateway.mirror import Asked, Mirror
 from sluice_serving.gateway.naming import for_client, for_engine
 from sluice_serving.gateway.observations import Observations, Outcome
 from sluice_serving.gateway.records import Interaction
+from sluice_serving.gateway.shared_cache import SharedCache
 from sluice_serving.gateway.templates import template_answer, template_events
 from sluice_serving.gateway.tenants import Caller
 from sluice_serving.gateway.upstream import (
@@ -61,6 +64,7 @@ class Gateway:
         request_timeout: float,
         probe_seconds: float = 15.0,
         judge_token_file: Path | None = None,
+        shared_cache: SharedCache | None = None,
     ) -> None:
         self.accounting = accounting
         self.keys = accounting.keys
@@ -72,7 +76,8 @@ class Gateway:
         self.draining = False
         self.lanes: dict[str, Lane] = {}
         self.holding = Holding(upstream.look, self.lanes, probe_seconds)
-        self.cache = ResponseCache()
+        self.forgetting = Forgetting(accounting.interactions.database)
+        self.cache = ResponseCache(generation=self.forgetting.generation, shared=shared_cache)
         self._retry_budget = RetryBudget()
         self._request_timeout = request_timeout
 
@@ -89,6 +94,7 @@ class Gateway:
             self.lanes.pop(name).close()
         self.holding.follow(table)
         self.cache.follow(table.cache)
+        self.forgetting.watch(self.cache.on)
         weights = ", ".join(f"{b.model_version} {b.weight}%{'' if b.ready else ' (not ready)'}" for b in table.backends)
         logger.info("routing: %s (window %s)", weights or "no version", table.window or "-")
 
@@ -107,7 +113,13 @@ class Gateway:
             interactions_dropped=self.interactions.dropped,
             ready=self.ready,
             cache=self.cache,
+            forgetting=self.forgetting,
         )
+
+    def forget(self, tenant: str) -> None:
+        """Somebody of the tenant was forgotten, here or elsewhere: nothing of theirs may stay in memory."""
+        self.cache.forget(tenant)
+        self.accounting.contexts.forget_tenant(tenant)
 
     async def authenticate(self, scope: Scope) -> Caller:
         """Who asks. Raises ApiError 401."""
@@ -127,7 +139,8 @@ class Gateway:
             priced = all(b.price is not None for b in table.backends)
             exchange.visit = await self.accounting.begin(caller, completion, scope, send, priced=priced)
             completion, send = exchange.visit.completion, exchange.visit.send
-            exchange.lookup = self.cache.begin(exchange.tenant, completion, header(scope, b"cache-control"))
+            cache_control, context = header(scope, b"cache-control"), exchange.visit.context
+            exchange.lookup = self.cache.begin(exchange.tenant, completion, cache_control, context)
         except ApiError as error:
             await self._refuse(exchange, error, send)
             return
@@ -215,7 +228,7 @@ class Gateway:
             backend = self.holding.choose([b for b in table.backends if b.model_version not in tried], exchange.person)
             if backend is None:
                 break
-            if exchange.lookup is not None and (kept := exchange.lookup.find(backend)) is not None:
+            if exchange.lookup is not None and (kept := await exchange.lookup.find(backend)) is not None:
                 await self._from_cache(exchange, backend, completion, kept, send)
                 return
             lane = self.lanes[backend.model_version]

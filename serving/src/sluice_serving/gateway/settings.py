@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 from sluice_contracts.base import seconds
 
+from sluice_serving.gateway.cache_settings import RedisSettings, WrongRedis, read_redis
 from sluice_serving.gateway.jwt import ALGORITHMS, JwtSettings
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -42,6 +43,8 @@ class Settings:
     """Gateways of the pool: without a shared database each has its equal share of every budget."""
     contexts_per_tenant: int = 100_000
     jwt: JwtSettings | None = None
+    redis: RedisSettings | None = None
+    """None: gateways do not share the answers they keep."""
     tls_dir: Path | None = None
     """Folder with tls.crt and tls.key: the API speaks TLS."""
     host: str = "0.0.0.0"
@@ -100,6 +103,7 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         replicas=_whole(env, "SLUICE_REPLICAS", 1, 1, 1000),
         contexts_per_tenant=_whole(env, "SLUICE_CONTEXTS_PER_TENANT", 100_000, 1, 100_000_000),
         jwt=_jwt(env),
+        redis=_redis(env),
         tls_dir=Path(env["SLUICE_TLS_DIR"]) if env.get("SLUICE_TLS_DIR") else None,
         host=env.get("SLUICE_HOST", "0.0.0.0"),
         port=_port(env, "SLUICE_PORT", 8080),
@@ -176,6 +180,13 @@ def _jwt(env: Mapping[str, str]) -> JwtSettings | None:
         tenant_claim=env.get("SLUICE_JWT_TENANT_CLAIM") or "tenant",
         tenant=env.get("SLUICE_JWT_TENANT") or None,
     )
+
+
+def _redis(env: Mapping[str, str]) -> RedisSettings | None:
+    try:
+        return read_redis(env)
+    except WrongRedis as error:
+        raise SettingsError(str(error)) from None
 
 
 def _choice(env: Mapping[str, str], name: str, default: str, *others: str) -> str:
