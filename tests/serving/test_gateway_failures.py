@@ -233,6 +233,20 @@ async def test_a_streamed_response_that_breaks_ends_in_an_error_event(
     assert (await gateway.analysis())["versions"]["v1"]["errors"] == 2
 
 
+async def test_a_stream_that_takes_longer_than_any_may_ends_in_an_error_event(
+    start_gateway: Any, engines: Any, served: Any
+) -> None:
+    gateway = await start_gateway(request_timeout=0.5)
+    engine = await engines(" ".join(["word"] * 1000))
+    engine.word_delay = 0.05
+    await gateway.route(served(engine))
+    stream = await gateway.openai().chat.completions.create(model=MODEL, messages=HI, stream=True)
+    with pytest.raises(openai.APIError, match="did not answer in time"):
+        [chunk async for chunk in stream]
+    counts = (await gateway.analysis())["versions"]["v1"]
+    assert (counts["requests"], counts["errors"]) == (1, 1)
+
+
 async def test_the_template_answers_in_the_words_of_each_endpoint(gateway: Any, engines: Any, served: Any) -> None:
     engine = await engines()
     await gateway.route(served(engine), fallback_template="Please call us.")

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -51,6 +52,8 @@ logger = logging.getLogger("sluice.gateway")
 
 MAX_SESSION_CHARACTERS = 256
 UNAVAILABLE_RETRY_AFTER = 5.0
+LAST_EVENT_SECONDS = 1.0
+"""How long a client has to take the event that says why its stream ends."""
 
 
 class Gateway:
@@ -173,9 +176,13 @@ class Gateway:
             exchange.outcome = Outcome(failed=False, label="client_closed", finish_reason=CLIENT_CLOSED)
             return
         exchange.outcome = Outcome(failed=exchange.backend is not None, ttft=exchange.ttft, label="timeout")
+        late = ApiError(504, "The model did not answer in time.", code="timeout")
         if not exchange.started:
-            late = ApiError(504, "The model did not answer in time.", code="timeout")
             await self._refuse(exchange, late, send)
+        elif exchange.visit is not None and exchange.visit.completion.stream:
+            with suppress(TimeoutError):  # of a client that does not read
+                async with asyncio.timeout(LAST_EVENT_SECONDS):
+                    await send_body(send, error_event(exchange.kind, late, exchange.events), more=False)
 
     def _table(self) -> RoutingTable:
         if self.table is None:
