@@ -197,6 +197,13 @@ async def test_any_spec_is_decided_and_a_wrong_one_is_stalled(make: Any, kind: s
         assert found["Ready"].reason != "InvalidSpec"
 
 
+async def test_an_engine_argument_that_is_not_passed_on_is_told_by_its_name(make: Any) -> None:
+    spec = make.pool_spec().wire() | {"engine": {"args": {"worker-cls": "mine.Worker"}}}
+    found = conditions("InferencePool", await decided(make, "InferencePool", thing("InferencePool", spec)))
+    assert found["Stalled"].message.startswith("spec.engine.args: engine argument 'worker-cls' is not one that a pool")
+    assert "upgrade the chart" not in found["Stalled"].message, "the versions are not to blame"
+
+
 @quick
 @given(spec=values(SCHEMAS["TrainingRun"]))
 def test_a_run_is_planned_or_its_hardware_is_refused(make: Any, spec: dict[str, Any]) -> None:

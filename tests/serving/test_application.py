@@ -1,11 +1,15 @@
 """What `app:build` makes of its arguments, and how it makes sure of the files."""
 
+import ast
 import hashlib
+import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sluice_contracts.engine_arguments import ARGUMENTS
 from sluice_contracts.manifest import Artifact
 from sluice_serving.arguments import (
     ServeArguments,
@@ -16,7 +20,14 @@ from sluice_serving.arguments import (
     llm_config,
     parse_arguments,
 )
-from sluice_serving.artifacts import ArtifactError, fetch_model, read_manifest, relative_paths
+from sluice_serving.artifacts import (
+    ArtifactError,
+    fetch_model,
+    read_manifest,
+    refuse_code,
+    relative_paths,
+    unservable,
+)
 from sluice_storage import ChecksumError, NotFoundError
 
 DIGEST = "sha256:" + "1" * 64
@@ -41,6 +52,12 @@ def arguments(**more: Any) -> ServeArguments:
         ({"accelerator": "abacus"}, "accelerator"),
         ({"engineArgs": {"trust-remote-code": "true"}}, "trust-remote-code"),
         ({"engineArgs": {"model": "other"}}, "set by Sluice"),
+        ({"engineArgs": {"logits-processors": '["my.module:Evil"]'}}, "would load or run what no manifest covers"),
+        ({"engineArgs": {"sede": "3"}}, "'sede' is not one that a pool can set: it is unknown to vLLM"),
+        ({"engineArgs": {"seed": "three"}}, "'seed' must be a whole number from 0; it is 'three'"),
+        ({"engineArgs": {"block-size": "16", "block_size": "32"}}, "is given twice"),
+        ({"engineArgs": {"tensor_parallel_size": "2"}}, "must be 1, the devices of one engine"),
+        ({"accelerator": "nvidia-l4", "count": 4, "engineArgs": {"pipeline_parallel_size": "3"}}, "1 x .* 3 must be 4"),
     ],
 )
 def test_a_wrong_argument_is_named(change: dict[str, Any], names: str) -> None:
@@ -76,11 +93,26 @@ def test_gpus_and_tpus_are_a_matter_of_the_spec_alone() -> None:
     assert "placement_group_config" not in fields
 
 
-def test_nothing_reports_home_and_no_prompt_is_logged() -> None:
+def test_no_prompt_is_logged_and_no_code_of_a_model_is_run() -> None:
     for accelerator in ("cpu", "nvidia-l4"):
-        variables = environment(arguments(accelerator=accelerator))
-        assert variables["VLLM_NO_USAGE_STATS"] == variables["DO_NOT_TRACK"] == variables["HF_HUB_OFFLINE"] == "1"
-        assert engine_kwargs(arguments(accelerator=accelerator), {})["enable_log_requests"] is False
+        kwargs = engine_kwargs(arguments(accelerator=accelerator), {})
+        assert kwargs["enable_log_requests"] is kwargs["trust_remote_code"] is False
+        assert environment(arguments(accelerator=accelerator))["RAYLLM_ENABLE_REQUEST_PROMPT_LOGS"] == "0"
+
+
+def test_every_argument_that_a_pool_may_set_is_one_of_vllms() -> None:
+    package = Path(str(importlib.util.find_spec("vllm").submodule_search_locations[0]))  # type: ignore[union-attr,index]
+    known = set()
+    for file in ("engine/arg_utils.py", "entrypoints/launchers/cli_args.py"):  # read, not imported: that takes seconds
+        for node in ast.walk(ast.parse((package / file).read_text())):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                known.add(node.target.id)
+    assert ARGUMENTS.keys() - known == set()
+    page = (Path(__file__).parents[2] / "docs" / "engine.md").read_text()
+    table = page[page.index("| value | arguments |") : page.index("Names may have dashes")]
+    assert set(re.findall(r"`(\w+)`", table)) == ARGUMENTS.keys()
+    own = engine_kwargs(arguments(adapterSlots=2), {}).keys() - {"max_num_seqs", "enforce_eager"}
+    assert own & ARGUMENTS.keys() == {"kv_cache_memory_bytes", "tensor_parallel_size"}, "else a pool could undo ours"
 
 
 def test_the_key_value_cache_fits_the_model() -> None:
@@ -151,10 +183,71 @@ def test_the_cache_saves_the_download_but_not_the_check(run: Path, tmp_path: Pat
     (run / "export").rename(tmp_path / "gone")
     assert fetch_model(f"file://{run}", wanted, cache) == folder  # all from the cache
     (tmp_path / "gone").rename(run / "export")
+    assert not (folder / "model.safetensors").stat().st_mode & 0o222, "nobody changes it by accident"
+    (folder / "model.safetensors").chmod(0o644)
     (folder / "model.safetensors").write_text("evil")  # a link: this changes the cached file as well
     (folder / "evil.py").write_text("import os")
     again = fetch_model(f"file://{run}", wanted, cache)
     assert contents(again) == {"config.json": "{}", "model.safetensors": "weights", "sub/extra.txt": "more"}
+
+
+def test_no_link_leads_out_of_what_was_verified(run: Path, tmp_path: Path) -> None:
+    cache, wanted = tmp_path / "cache", artifacts(run)
+    folder = fetch_model(f"file://{run}", wanted, cache)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "evil.py").write_text("import os")
+    (folder / "more").symlink_to(tmp_path / "elsewhere")  # a folder behind a link is an addition like any other
+    assert not (fetch_model(f"file://{run}", wanted, cache) / "more").exists()
+    blob = next(p for p in (cache / "sha256").iterdir() if p.read_text() == "weights")
+    blob.unlink()
+    (tmp_path / "same").write_text("weights")  # right while it is looked at, and changed afterwards
+    blob.symlink_to(tmp_path / "same")
+    fetch_model(f"file://{run}", wanted, cache)
+    assert not blob.is_symlink()
+    assert blob.read_text() == "weights"
+
+
+def test_a_cache_that_others_may_write_to_is_not_used(run: Path, tmp_path: Path) -> None:
+    for name in ("sha256", "models"):
+        cache = tmp_path / f"cache-{name}"
+        (cache / name).mkdir(parents=True)
+        (cache / name).chmod(0o777)
+        with pytest.raises(ArtifactError, match=f"{name} can be changed by other users .* set SLUICE_MODEL_CACHE"):
+            fetch_model(f"file://{run}", artifacts(run), cache)
+        (cache / name).rmdir()
+        (tmp_path / f"other-{name}").mkdir()
+        (cache / name).symlink_to(tmp_path / f"other-{name}")
+        with pytest.raises(ArtifactError, match=f"{name} can be changed"):
+            fetch_model(f"file://{run}", artifacts(run), cache)
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        (["config.json", "model.safetensors", "modeling_bot.py"], "lists modeling_bot.py .* never run"),
+        (["config.json", "pytorch_model.bin"], "lists pytorch_model.bin .* must be safetensors"),
+        (["config.json", "model.safetensors", "extra.pkl"], "extra.pkl"),
+        (["config.json", "original/consolidated.00.pth"], "consolidated.00.pth"),
+        (["model.safetensors"], "no whole model to load"),
+        (["config.json", "tokenizer.json"], "no whole model to load"),
+    ],
+)
+def test_only_files_of_data_are_served(paths: list[str], words: str) -> None:
+    told = unservable(paths)
+    assert told is not None
+    assert re.search(words, told)
+
+
+def test_a_model_that_names_code_is_refused(run: Path, tmp_path: Path) -> None:
+    served = run / "export/safetensors"
+    (served / "tokenizer_config.json").write_text('{"chat_template": "auto_map"}')
+    refuse_code(fetch_model(f"file://{run}", artifacts(run), tmp_path / "cache"))
+    (served / "tokenizer_config.json").write_text('{"inner": [{"auto_map": {"AutoTokenizer": ["bot.Tok", null]}}]}')
+    with pytest.raises(ArtifactError, match=r"tokenizer_config\.json names code .*auto_map.* never run"):
+        refuse_code(fetch_model(f"file://{run}", artifacts(run), tmp_path / "cache"))
+    (served / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"tokenizer_config\.json is not JSON"):
+        refuse_code(fetch_model(f"file://{run}", artifacts(run), tmp_path / "cache"))
 
 
 def test_paths_are_relative_to_the_folder_that_holds_them_all(run: Path) -> None:
@@ -188,6 +281,10 @@ def test_a_manifest_is_taken_only_if_it_is_the_one_and_of_this_model(run: Path) 
         read_manifest(uri, digest, model="other-bot", lineage="l")
     with pytest.raises(ArtifactError, match="has lineage l, but m"):
         read_manifest(uri, digest, model="support-bot", lineage="m")
+    evil = artifacts(run)[1].wire() | {"path": "export/safetensors/modeling_bot.py"}
+    uri, digest = written(run, manifest(run, artifacts=[*(a.wire() for a in artifacts(run)), evil]))
+    with pytest.raises(ArtifactError, match=r"manifest\.json lists export/safetensors/modeling_bot\.py"):
+        read_manifest(uri, digest, model="support-bot", lineage="l")
     uri, digest = written(run, manifest(run, artifacts=[]))
     with pytest.raises(ArtifactError, match=r"no valid manifest: artifacts"):
         read_manifest(uri, digest, model="support-bot", lineage="l")

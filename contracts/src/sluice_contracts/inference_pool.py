@@ -3,8 +3,9 @@
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
+from sluice_contracts import engine_arguments
 from sluice_contracts.adapters import AdapterRank
 from sluice_contracts.base import Contract, Digest, Duration, Name, ShortText, Text, Timestamp
 from sluice_contracts.gateway import Gateway
@@ -86,6 +87,13 @@ class Engine(Contract):
     """Further engine arguments by their vLLM names; values are read as JSON where they are JSON."""
     adapters: Adapters | None = None
     """A candidate that is an adapter on the very version that the engines run is then tried on the same pods."""
+
+    @field_validator("args")
+    @classmethod
+    def _known(cls, value: dict[str, str]) -> dict[str, str]:
+        # Not a CEL rule: the list is long, and here the message can say which argument is wrong and why.
+        engine_arguments.parsed(value)
+        return value
 
 
 class ServingLimits(Contract):

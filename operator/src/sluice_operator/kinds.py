@@ -110,6 +110,8 @@ def _parse(model: type[C], obj: Object, part: str) -> C:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join([part, *(str(p) for p in first["loc"])])
+        if first["type"] == "value_error":  # a rule that only the contracts have, and whose words say what to do
+            raise UnreadableError(f"{where}: {first['ctx']['error']}") from None
         raise UnreadableError(
             f"{where}: {first['msg']}; the CRD and the operator are of different versions: upgrade the chart"
         ) from None

@@ -1,11 +1,12 @@
 """What a RayService passes to `app:build`, and what follows from it for Ray and vLLM. Pure: nothing here does I/O."""
 
-import json
+import math
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 from sluice_contracts.adapters import AdapterRank
 from sluice_contracts.base import Contract, Digest, Name, ShortText, Uri
+from sluice_contracts.engine_arguments import parallelism, parsed
 from sluice_contracts.hardware import Accelerator, Topology
 from sluice_contracts.kubernetes import ObjectName
 from sluice_contracts.telemetry import OFF_SWITCHES
@@ -32,42 +33,6 @@ RAY_ACCELERATORS: dict[Accelerator, str] = {
 }
 """GKE's names of accelerators, as Ray spells them."""
 
-OWNED = frozenset(
-    {
-        "model",
-        "served_model_name",
-        "tokenizer",
-        "tokenizer_mode",
-        "max_model_len",
-        "dtype",
-        "distributed_executor_backend",
-        "download_dir",
-        "load_format",
-        "model_loader_extra_config",
-        "code_revision",
-        "revision",
-        "tokenizer_revision",
-        "hf_config_path",
-        "hf_overrides",
-        "hf_token",
-        "override_generation_config",
-        "worker_cls",
-        "worker_extension_cls",
-        "enable_log_requests",
-        "disable_log_stats",
-        "allowed_local_media_path",
-        "trust_remote_code",
-        "enable_lora",
-        "lora_modules",
-        "max_loras",
-        "max_cpu_loras",
-        "max_lora_rank",
-        "default_mm_loras",
-    }
-)
-"""Engine arguments that a pool may not set: they are Sluice's own, would load bytes that the manifest does not cover,
-or would run code that came with a model."""
-
 ENGINE_MAX_OUTPUT_TOKENS = 1024
 """Tokens of an answer where neither the request nor the pool says otherwise."""
 
@@ -93,7 +58,7 @@ class ServeArguments(Contract):
     max_model_len: Annotated[int, Field(ge=64, le=10_485_760)] = 2048
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     engine_args: Annotated[dict[str, Annotated[str, StringConstraints(max_length=256)]], Field(max_length=32)] = {}
-    """By their vLLM names; values are read as JSON where they are JSON."""
+    """By their vLLM names: those of `sluice_contracts.engine_arguments`."""
     max_output_tokens: Annotated[int, Field(ge=1, le=131_072)] = ENGINE_MAX_OUTPUT_TOKENS
     """The engine's own cap, beside the gateway's."""
     max_ongoing: Annotated[int, Field(ge=1, le=4096)] = 8
@@ -107,19 +72,24 @@ class ServeArguments(Contract):
     cpus: Annotated[float, Field(ge=0, le=1024)] = 1
     """Ray CPUs one replica takes: logical, for placement only."""
 
-    @field_validator("engine_args")
-    @classmethod
-    def _not_owned(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
-            if name.replace("-", "_") in OWNED:
-                raise ValueError(f"engine argument {name!r} is set by Sluice and cannot be given; leave it out")
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> "ServeArguments":
         if self.accelerator.startswith("tpu") and self.topology is None:
             raise ValueError(f"accelerator {self.accelerator} needs a topology, such as 2x4")
+        parallelism(self.further, self.devices)
         return self
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """`engine_args` as vLLM's Python interface takes them. Raises ValueError that names the first wrong one."""
+        return parsed(self.engine_args)
+
+    @property
+    def devices(self) -> int:
+        """GPUs of the replica, or chips of its slice; 1 on CPU."""
+        if self.kind == "tpu":
+            return math.prod(int(side) for side in str(self.topology).split("x"))
+        return self.count if self.kind == "gpu" else 1
 
     @property
     def kind(self) -> Literal["cpu", "gpu", "tpu"]:
@@ -142,17 +112,6 @@ def validated(model: type[C], args: dict[str, Any]) -> C:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "args"
         raise ValueError(f"serveConfigV2 application args: {where}: {first['msg']}") from None
-
-
-def parsed_engine_args(engine_args: dict[str, str]) -> dict[str, Any]:
-    """Each value as JSON if it is JSON, else as text; names with underscores, as vLLM's Python interface has them."""
-    parsed: dict[str, Any] = {}
-    for name, text in engine_args.items():
-        try:
-            parsed[name.replace("-", "_")] = json.loads(text)
-        except ValueError:
-            parsed[name.replace("-", "_")] = text
-    return parsed
 
 
 def kv_cache_bytes(config: dict[str, Any], max_model_len: int, sequences: int) -> int:
@@ -189,6 +148,7 @@ def engine_kwargs(arguments: ServeArguments, config: dict[str, Any]) -> dict[str
         "max_model_len": arguments.max_model_len,
         "disable_log_stats": True,
         "enable_log_requests": False,
+        "trust_remote_code": False,
         # Default and cap at once; shortened to what the prompt leaves of the context.
         "override_generation_config": {"max_new_tokens": arguments.max_output_tokens},
     }
@@ -207,9 +167,8 @@ def engine_kwargs(arguments: ServeArguments, config: dict[str, Any]) -> dict[str
             "max_num_seqs": sequences,
             "kv_cache_memory_bytes": kv_cache_bytes(config, arguments.max_model_len, sequences),
         }
-    elif arguments.kind == "gpu":
-        kwargs["tensor_parallel_size"] = arguments.count
-    return kwargs | parsed_engine_args(arguments.engine_args)
+    # Always said: vLLM would use one chip of a slice, and leave the rest idle.
+    return kwargs | arguments.further | parallelism(arguments.further, arguments.devices)
 
 
 def placement_bundles(arguments: ServeArguments) -> list[dict[str, float]] | None:

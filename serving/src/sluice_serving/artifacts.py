@@ -1,16 +1,23 @@
 """Bringing a version's files to this machine, and proving that they are the ones the manifest names.
 
 The cache holds each file once, under its digest, and one folder per version made of links. Every file is hashed at
-every start, cached or not: what vLLM loads is what was evaluated.
+every start, cached or not: what vLLM loads is what was evaluated. Between the check and the loading only this user may
+write there: the cache's folders are this user's alone, its files are read-only and never followed through a link.
+
+Nothing of a version is run. Its files are of kinds that hold data (weights are safetensors, never pickles), and one
+that names code to go with the model is refused before vLLM is started.
 """
 
 import hashlib
+import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pydantic import ValidationError
 from sluice_contracts.base import canonical_json
@@ -19,6 +26,10 @@ from sluice_storage import ChecksumError, join, open_store, read_bytes
 
 CHUNK = 1 << 20
 WORKERS = 4
+SERVED_KINDS = (".safetensors", ".json", ".txt", ".jinja", ".model", ".tiktoken", ".md")
+"""How the names of files end that an engine may be given: weights, configurations, tokenizers, chat templates. vLLM
+would also take pickled weights, and transformers the Python that some models bring with them."""
+LONGEST_CONFIG = 16 << 20
 
 
 class ArtifactError(Exception):
@@ -39,7 +50,54 @@ def read_manifest(uri: str, digest: str, *, model: str, lineage: str) -> Manifes
     manifest = parse_manifest(uri, digest, model=model, lineage=lineage)
     if not manifest.served():
         raise ArtifactError(f"{uri} lists no file with role 'served': the run exported nothing an engine can load")
+    if problem := unservable([a.path for a in manifest.served()]):
+        raise ArtifactError(f"{uri} {problem}")
     return manifest
+
+
+def unservable(paths: list[str]) -> str | None:
+    """Why an engine is not given a model of these files, or None."""
+    odd = [path for path in paths if not path.endswith(SERVED_KINDS)]
+    if odd:
+        return (
+            f"lists {odd[0]} with role 'served', which is no file of data: weights must be safetensors, and code that "
+            f"comes with a model is never run; export files that end in {', '.join(SERVED_KINDS)} only"
+        )
+    names = {PurePosixPath(path).name for path in paths}
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        return "lists no config.json, or no safetensors, with role 'served': there is no whole model to load"
+    return None
+
+
+def refuse_code(folder: Path) -> None:
+    """Raises ArtifactError if a configuration in the model's `folder` names code to go with the model (transformers'
+    `auto_map`). vLLM is told not to run such code; here it is said which file asks for it."""
+    for path in sorted(folder.rglob("*config*.json")):
+        if path.stat().st_size > LONGEST_CONFIG:
+            raise ArtifactError(f"{path.name} has {path.stat().st_size} bytes: no configuration is that long")
+        try:
+            content = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            raise ArtifactError(f"{path.name} is not JSON: the export is broken; train or export again") from None
+        if "auto_map" in _keys(content):
+            raise ArtifactError(
+                f"{path.name} names code that should come with the model (auto_map), and such code is never run: "
+                "remove auto_map if vLLM knows the architecture by itself, or serve another model"
+            )
+
+
+def _keys(content: Any) -> set[str]:
+    """The keys of all objects in some JSON, however deep."""
+    found: set[str] = set()
+    left = [content]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            found |= part.keys()
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+    return found
 
 
 def parse_manifest(uri: str, digest: str, *, model: str, lineage: str) -> Manifest:
@@ -76,6 +134,7 @@ def fetch_model(run_uri: str, artifacts: list[Artifact], cache: Path) -> Path:
     What is not in the cache is downloaded from `run_uri`. Safe to call from several processes at once.
     Raises ArtifactError, StorageError.
     """
+    _own(cache)
     with ThreadPoolExecutor(WORKERS) as pool:
         blobs = list(pool.map(lambda artifact: _fetch(run_uri, artifact, cache / "sha256"), artifacts))
     folder = cache / "models" / model_folder_name(artifacts)
@@ -85,9 +144,26 @@ def fetch_model(run_uri: str, artifacts: list[Artifact], cache: Path) -> Path:
     return folder
 
 
+def _own(cache: Path) -> None:
+    """Make the cache's folders, or make sure of them. Raises ArtifactError where another user could change in them what
+    was verified: the default one lies in a folder that all users of the machine may write to."""
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    us = os.geteuid()
+    for folder in (cache, cache / "sha256", cache / "models"):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        ours = found.st_uid == us and stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
+        # The outermost may be a volume, which belongs to root and to our group.
+        if not ours and not (folder == cache and {found.st_uid, folder.stat().st_uid} <= {us, 0}):
+            raise ArtifactError(
+                f"{folder} can be changed by other users of this machine: remove it, or set SLUICE_MODEL_CACHE to a "
+                "folder that only this user may write to"
+            )
+
+
 def _fetch(run_uri: str, artifact: Artifact, blobs: Path) -> Path:
     blob = blobs / artifact.sha256.removeprefix("sha256:")
-    if blob.is_file() and _defect(blob, artifact) is None:
+    if blob.exists() and _defect(blob, artifact) is None:
         return blob
     blob.unlink(missing_ok=True)  # half-written by no one, so tampered with or damaged: fetched anew
     incoming = blobs / f"{blob.name}.{os.getpid()}.incoming"
@@ -97,6 +173,7 @@ def _fetch(run_uri: str, artifact: Artifact, blobs: Path) -> Path:
             raise ChecksumError(
                 f"{join(run_uri, artifact.path)} {defect}: it is not the file that was evaluated; refusing to serve it"
             )
+        incoming.chmod(0o444)
         incoming.replace(blob)
     finally:
         incoming.unlink(missing_ok=True)
@@ -105,11 +182,15 @@ def _fetch(run_uri: str, artifact: Artifact, blobs: Path) -> Path:
 
 def _defect(path: Path, artifact: Artifact) -> str | None:
     """What is wrong with the file, or None."""
-    size = path.stat().st_size
-    if size != artifact.size:
-        return f"has {size} bytes, the manifest says {artifact.size}"
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+    except OSError as error:
+        return f"cannot be read as a file of its own: {error.strerror}"
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        if size != artifact.size:
+            return f"has {size} bytes, the manifest says {artifact.size}"
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     found = f"sha256:{digest.hexdigest()}"
@@ -125,7 +206,8 @@ def _holds_exactly(folder: Path, files: dict[str, Path]) -> bool:
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    return (p for p in folder.rglob("*") if not p.is_dir())
+    """All that is no folder; a link to a folder is none, and what lies behind it is not looked at."""
+    return (p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
 
 
 def _link(folder: Path, files: dict[str, Path]) -> None:

@@ -18,7 +18,7 @@ from sluice_storage import StorageError
 from sluice_serving import fork_server
 from sluice_serving.adapters import Adapters, configured
 from sluice_serving.arguments import ServeArguments, environment, llm_config
-from sluice_serving.artifacts import ArtifactError, cache_folder, fetch_model
+from sluice_serving.artifacts import ArtifactError, cache_folder, fetch_model, refuse_code
 
 logger = logging.getLogger("ray.serve")
 
@@ -38,6 +38,7 @@ class ModelReplica:
         os.environ.setdefault("USER", "sluice")  # PyTorch asks for the user's name, and a container may have none
         files = [Artifact.model_validate(artifact) for artifact in artifacts]
         folder = await asyncio.to_thread(fetch_model, run_uri, files, cache_folder())
+        refuse_code(folder)
         verified = time.monotonic()
         if parsed.kind == "cpu":
             fork_server.begin()

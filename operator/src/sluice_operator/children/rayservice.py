@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from sluice_contracts import engine_arguments
 from sluice_contracts.adapters import ENGINE_APPLICATION
 from sluice_contracts.inference_pool import Adapters, InferencePoolSpec
 from sluice_contracts.model_version import BuildsOn
@@ -16,7 +17,7 @@ from sluice_contracts.names import LABEL_MODEL_VERSION, LABEL_POOL
 from sluice_contracts.training_run import ManifestReference
 
 from sluice_operator.children.adapters import adapter_serve_application, room
-from sluice_operator.children.hardware import Machine, machine
+from sluice_operator.children.hardware import HardwareError, Machine, machine
 from sluice_operator.children.metadata import child, labels, short_name
 from sluice_operator.children.pods import SHARED_MEMORY, TMP, container, environment, overlay, pod_spec
 from sluice_operator.children.scaling import deployment_scaling, first_machines
@@ -96,6 +97,12 @@ def ray_service(
     An adapter is one more application: the RayCluster and the engine's application are the same with and without, so
     KubeRay and Ray Serve change nothing about what runs."""
     box = machine(spec.hardware)
+    try:
+        engine_arguments.parallelism(
+            engine_arguments.parsed(spec.engine.args), box.gpus or box.tpu_chips * box.hosts or 1
+        )
+    except ValueError as error:
+        raise HardwareError(f"engine.args: {error}") from None
     alone = not has_worker_group(spec)
     own = {LABEL_POOL: meta.name, LABEL_MODEL_VERSION: short_name(version.name)}
     label = labels("engine", model=version.model, lineage=version.lineage, **own)
