@@ -390,6 +390,21 @@ RULES: list[Case] = [
         ["gateway.cache.ttl must be above 0, such as 1h"],
     ),
     (
+        "a shared cache that keeps nothing",
+        POOL,
+        {"spec.gateway.cache": {"redis": {"secretRef": {"name": "redis", "key": "url"}}}},
+        ["gateway.cache.redis needs gateway.cache.maxEntries above 0: what is found in Redis is kept in memory too"],
+    ),
+    (
+        "answers shared without a secret of the gateways",
+        POOL,
+        {"spec.gateway.cache": {"maxEntries": 9, "redis": {"secretRef": {"name": "redis", "key": "url"}}}},
+        [
+            "gateway.cache.redis needs gateway.interactions.pseudonymKeySecretRef: what gateways share is encrypted "
+            "with a key that follows from it"
+        ],
+    ),
+    (
         "stages that never end",
         VERSION,
         {"spec.publish": {"stages": [{"percent": 5}, {"percent": 50}]}},

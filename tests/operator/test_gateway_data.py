@@ -1,6 +1,7 @@
 """The gateway's pod names Secrets and never holds them; each part of the spec arrives at the gateway."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from sluice_operator.children.gateway import gateway_objects
@@ -40,6 +41,21 @@ def test_each_secret_is_mounted_and_only_the_key_that_is_meant(make: Any) -> Non
     assert env["SLUICE_SPOOL_BYTES"] == str(1 << 30)
     assert "SLUICE_REPLICAS" not in env  # scaling the gateway must not restart it
     assert "secretKeyRef" not in json.dumps(pod)
+
+
+def test_a_shared_cache_comes_from_its_secret_and_is_believed_by_its_own_ca(make: Any, tmp_path: Path) -> None:
+    redis = {"secretRef": SECRET, "caSecretRef": {"name": "tls", "key": "ca.crt"}, "timeoutMilliseconds": 20}
+    kept = {"pseudonymKeySecretRef": {"name": "hash", "key": "k"}}
+    pod = pod_of(make, interactions=kept, cache={"maxEntries": 9, "redis": redis})
+    assert volume(pod, "redis") == {"secret": {"secretName": "db", "items": [{"key": "url", "path": "url"}]}}
+    assert volume(pod, "redis-ca") == {"secret": {"secretName": "tls", "items": [{"key": "ca.crt", "path": "ca.crt"}]}}
+    env = env_of(pod)
+    assert env["SLUICE_CACHE_REDIS_URL_FILE"] == "/etc/sluice/redis/url"
+    (tmp_path / "url").write_text("rediss://:secret@cache:6380/2")
+    found = read_settings(env | {"SLUICE_CACHE_REDIS_URL_FILE": str(tmp_path / "url")}).redis
+    assert found is not None
+    assert (found.ca_file, found.timeout) == (Path("/etc/sluice/redis-ca/ca.crt"), 0.02)
+    assert (found.address().host, found.address().port, found.address().tls) == ("cache", 6380, True)
 
 
 def test_gateways_without_a_shared_database_know_how_many_they_are(make: Any) -> None:

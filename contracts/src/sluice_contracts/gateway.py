@@ -4,24 +4,11 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from sluice_contracts.base import Contract, Duration
+from sluice_contracts.base import Contract
 from sluice_contracts.fallback import Fallback
 from sluice_contracts.gateway_data import GatewayAuth, Interactions
 from sluice_contracts.kubernetes import ObjectName, PodTemplate, SecretReference, cel
-
-
-class Cache(Contract):
-    """Answers that each gateway keeps in memory for requests that come again word for word: embeddings, and answers
-    asked for with temperature 0. Apart by tenant and by the model's digest; `Cache-Control: no-store` or `no-cache`
-    goes round it."""
-
-    model_config = cel(("self.ttl.matches('[1-9]')", "gateway.cache.ttl must be above 0, such as 1h"))
-
-    max_entries: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """0: nothing is kept."""
-    max_megabytes: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Of the gateway's memory, in each replica."""
-    ttl: Duration = "1h"
+from sluice_contracts.response_cache import Cache
 
 
 class ParentReference(Contract):
@@ -68,6 +55,11 @@ class Gateway(Contract):
         (
             "!(has(self.tls) && has(self.route))",
             "gateway.tls and gateway.route do not go together: with a route, TLS ends at its Gateway; leave tls out",
+        ),
+        (
+            "!has(self.cache.redis) || has(self.interactions.pseudonymKeySecretRef)",
+            "gateway.cache.redis needs gateway.interactions.pseudonymKeySecretRef: what gateways share is encrypted "
+            "with a key that follows from it",
         )
     )
 

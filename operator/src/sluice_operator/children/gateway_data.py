@@ -1,4 +1,5 @@
-"""What the gateway's pod needs for keys, tokens, records and contexts: variables, and Secrets mounted as files.
+"""What the gateway's pod needs for keys, tokens, records, contexts and shared answers: variables, and
+Secrets mounted as files.
 
 The operator never reads a Secret; the pod's volumes name them. Where one key of a Secret is meant, only it is mounted.
 """
@@ -9,6 +10,7 @@ from typing import Any
 from sluice_contracts.gateway import Gateway
 from sluice_contracts.gateway_data import Issuer
 from sluice_contracts.kubernetes import ConfigMapKeyReference, SecretKeyReference
+from sluice_contracts.response_cache import CacheRedis
 
 from sluice_operator.children.hardware import quantity
 
@@ -16,6 +18,8 @@ KEYS = "/etc/sluice/keys"
 DATABASE = "/etc/sluice/database"
 PSEUDONYM = "/etc/sluice/pseudonym"
 ISSUER = "/etc/sluice/issuer"
+REDIS = "/etc/sluice/redis"
+REDIS_CA = "/etc/sluice/redis-ca"
 DATA = "/var/lib/sluice"
 
 
@@ -58,7 +62,18 @@ def data_parts(gateway: Gateway) -> PodParts:
         parts.mount("pseudonym", PSEUDONYM, _secret(kept.pseudonym_key_secret_ref))
     if gateway.auth.jwt is not None:
         _add_issuer(parts, gateway.auth.jwt)
+    if gateway.cache.redis is not None:
+        _add_redis(parts, gateway.cache.redis)
     return parts
+
+
+def _add_redis(parts: PodParts, redis: CacheRedis) -> None:
+    parts.env["SLUICE_CACHE_REDIS_URL_FILE"] = f"{REDIS}/{redis.secret_ref.key}"
+    parts.env["SLUICE_CACHE_REDIS_TIMEOUT"] = f"{redis.timeout_milliseconds}ms"
+    parts.mount("redis", REDIS, _secret(redis.secret_ref))
+    if redis.ca_secret_ref is not None:
+        parts.env["SLUICE_CACHE_REDIS_CA_FILE"] = f"{REDIS_CA}/{redis.ca_secret_ref.key}"
+        parts.mount("redis-ca", REDIS_CA, _secret(redis.ca_secret_ref))
 
 
 def _add_issuer(parts: PodParts, issuer: Issuer) -> None:
