@@ -1,7 +1,7 @@
 """A small dataset, a small job, and a model that has learned next to nothing: enough to show how the stages behave."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,13 @@ def untrained(tmp_path_factory: pytest.TempPathFactory, small_config: BuildConfi
     return folder
 
 
-@pytest.fixture(autouse=True)
-def few_parity_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def few_parity_cases() -> Iterator[None]:
     """A model that learned nothing answers at length: a few cases show as much as many."""
-    monkeypatch.setattr(parity, "CASES_PER_SUITE", 4)
-    monkeypatch.setattr(parity, "POSITIONS", 80)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(parity, "CASES_PER_SUITE", 4)
+        patched.setattr(parity, "POSITIONS", 80)
+        yield
 
 
 JobMaker = Callable[..., JobConfig]
@@ -70,7 +72,18 @@ JobMaker = Callable[..., JobConfig]
 
 @pytest.fixture
 def make_job(small_dataset: Written, store: str) -> JobMaker:
-    """A job of a few steps; keyword arguments change parts of its spec, `version` is the one to fine-tune."""
+    """Makes jobs that write below the test's own store."""
+    return job_maker(small_dataset, store)
+
+
+@pytest.fixture(scope="session")
+def make_shared_job(small_dataset: Written, shared_store: str) -> JobMaker:
+    """Makes jobs that write below the shared store."""
+    return job_maker(small_dataset, shared_store)
+
+
+def job_maker(small_dataset: Written, store: str) -> JobMaker:
+    """Makes jobs of a few steps; keyword arguments change parts of the spec, `version` is the one to fine-tune."""
 
     def make(
         version: ManifestReference | None = None, baseline: ManifestReference | None = None, **changes: Any

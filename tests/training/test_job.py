@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,31 @@ def here(config: JobConfig) -> JobOutcome:
     return run_job(config, on_ray=False)
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A job that came to its end, well. Many tests look at it; none may change its files."""
+
+    config: JobConfig
+    outcome: JobOutcome
+    files: dict[Path, tuple[int, bytes]]
+    """When each was written, and what is in it."""
+
+    def untouched(self) -> bool:
+        return contents(self.config) == self.files
+
+
+def contents(config: JobConfig) -> dict[Path, tuple[int, bytes]]:
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder(config).rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(make_shared_job: MakeJob, few_parity_cases: None) -> Finished:
+    config = make_shared_job(export={"quantizations": ["Q8_0", "Q4_K_M"]})
+    outcome = here(config)
+    assert outcome.result is JobResult.SUCCEEDED, outcome.message
+    return Finished(config, outcome, contents(config))
+
+
 def with_evaluation(config: JobConfig, **evaluation: object) -> JobConfig:
     """The same training, judged otherwise: the same lineage and run folder."""
     wire = config.wire()
@@ -37,10 +63,8 @@ def with_evaluation(config: JobConfig, **evaluation: object) -> JobConfig:
     return JobConfig.model_validate(wire)
 
 
-def test_a_job_makes_everything_and_the_manifest_ties_it_together(make_job: MakeJob) -> None:
-    config = make_job(export={"quantizations": ["Q8_0", "Q4_K_M"]})
-    outcome = here(config)
-    assert outcome.result is JobResult.SUCCEEDED, outcome.message
+def test_a_job_makes_everything_and_the_manifest_ties_it_together(finished: Finished) -> None:
+    config, outcome = finished.config, finished.outcome
     assert outcome.manifest is not None
     manifest = Manifest.model_validate_json(read_bytes(outcome.manifest.uri, outcome.manifest.digest))
     for artifact in manifest.artifacts:
@@ -67,12 +91,9 @@ def test_a_job_makes_everything_and_the_manifest_ties_it_together(make_job: Make
     assert [line["step"] for line in history] == [3, 6]
 
 
-def test_a_finished_job_that_is_started_again_changes_nothing(make_job: MakeJob) -> None:
-    config = make_job()
-    first = here(config)
-    before = {p: p.stat().st_mtime_ns for p in folder(config).rglob("*") if p.is_file()}
-    assert here(config) == first
-    assert {p: p.stat().st_mtime_ns for p in folder(config).rglob("*") if p.is_file()} == before
+def test_a_finished_job_that_is_started_again_changes_nothing(finished: Finished) -> None:
+    assert here(finished.config) == finished.outcome
+    assert finished.untouched()
 
 
 def test_a_failed_gate_ends_the_job_with_the_numbers_and_a_waiver_lets_it_on(make_job: MakeJob) -> None:
@@ -97,12 +118,10 @@ def test_a_failed_gate_ends_the_job_with_the_numbers_and_a_waiver_lets_it_on(mak
 
 
 def test_runs_with_equal_inputs_share_the_training_and_write_over_nothing(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_job()
-    first = here(config)
+    config, first = finished.config, finished.outcome
     assert first.manifest is not None
-    before = {p: p.read_bytes() for p in folder(config).rglob("*") if p.is_file()}
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained once more")
@@ -117,7 +136,7 @@ def test_runs_with_equal_inputs_share_the_training_and_write_over_nothing(
     assert (one.training_run, two.training_run) == ("run", "again")
     assert [a.sha256 for a in one.served()] == [a.sha256 for a in two.served()]
     assert [a.sha256 for a in one.device()] == [a.sha256 for a in two.device()]
-    assert {p: p.read_bytes() for p in folder(config).rglob("*") if p.is_file()} == before
+    assert finished.untouched()
 
 
 def test_a_training_that_was_altered_or_is_of_another_recipe_is_not_taken_over(make_job: MakeJob) -> None:
@@ -154,8 +173,8 @@ def test_parity_limits_stop_the_job(make_job: MakeJob) -> None:
     assert not (folder(config) / "manifest.json").exists()
 
 
-def test_a_version_is_compared_with_the_stable_one(make_job: MakeJob) -> None:
-    stable = here(make_job())
+def test_a_version_is_compared_with_the_stable_one(make_job: MakeJob, finished: Finished) -> None:
+    stable = finished.outcome
     gates = [{"metric": "grounding.accuracy", "nonInferiorTo": "stable", "margin": 0.5}]
     recipe = {"method": "sft", "steps": 3, "batchSize": 4, "sequenceLength": 96}
     config = make_job(version=stable.manifest, baseline=stable.manifest, recipe=recipe, evaluation={"gates": gates})
@@ -175,8 +194,10 @@ def test_a_version_is_compared_with_the_stable_one(make_job: MakeJob) -> None:
     assert "use the same evaluation.examples" in refused.message
 
 
-def test_an_adapter_is_listed_beside_the_merged_weights_where_it_is_as_good(make_job: MakeJob) -> None:
-    stable = here(make_job())
+def test_an_adapter_is_listed_beside_the_merged_weights_where_it_is_as_good(
+    make_job: MakeJob, finished: Finished
+) -> None:
+    stable = finished.outcome
     recipe = {"method": "lora", "steps": 3, "batchSize": 4, "sequenceLength": 96, "lora": {"rank": 4, "alpha": 8}}
     config = make_job(version=stable.manifest, recipe=recipe)
 

@@ -1,7 +1,8 @@
 """A model folder as one GGUF file.
 
 `python -m sluice_training.export.gguf_file FOLDER QUANTIZATION OUT` does the work in a process of its own, because
-ggml aborts on what it does not like; `write` runs that and turns its death into an error.
+ggml aborts on what it does not like; `write` runs that and turns its death into an error. Only that process loads the
+gguf package, which brings a second of other packages along.
 """
 
 import json
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGUFWriter
 from sluice_contracts.names import Quantization
 
 DEADLINE = 3600.0
@@ -72,6 +72,8 @@ def interleaved(weights: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.
 
 
 def _write(folder: Path, quantization: Quantization, out: Path) -> None:
+    from gguf import GGUFWriter
+
     from sluice_training.export import ggml
     from sluice_training.export.gguf_types import FILE_TYPE, tensor_type
     from sluice_training.model import files
