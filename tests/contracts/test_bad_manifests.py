@@ -22,6 +22,7 @@ RUN: Manifest = yaml.safe_load((EXAMPLES / "trainingrun-v1.yaml").read_text())
 TUNED: Manifest = yaml.safe_load((EXAMPLES / "trainingrun-v2.yaml").read_text())
 POOL: Manifest = yaml.safe_load((EXAMPLES / "inferencepool.yaml").read_text())
 DIGEST = "sha256:" + "1" * 64
+STORED: Changes = {"spec.gateway.interactions": {"databaseSecretRef": {"name": "db", "key": "url"}}}
 VERSION: Manifest = {
     "apiVersion": "sluice.dev/v1alpha1",
     "kind": "ModelVersion",
@@ -382,6 +383,27 @@ RULES: list[Case] = [
             }
         },
         ["gateway.tls and gateway.route do not go together: with a route, TLS ends at its Gateway; leave tls out"],
+    ),
+    (
+        "counts of weeks in a database that goes with its pod",
+        POOL,
+        {"spec.gateway.drift": {}},
+        ["gateway.drift needs gateway.interactions.databaseSecretRef: a pod's own database goes with the pod"],
+    ),
+    *(
+        (f"drift: {what}", POOL, STORED | {"spec.gateway.drift": drift}, [said])
+        for what, drift, said in (
+            ("an intent by a taken name", {"intents": [{"name": "rare"}]}, "are names of the counts' own"),
+            ("an intent nobody has named", {"intentField": "intent"}, "gateway.drift.intentField needs"),
+            ("a beginning only", {"reference": {"firstDay": "2026-01-01"}}, "needs both firstDay and lastDay"),
+            (
+                "an end before the beginning",
+                {"reference": {"firstDay": "2026-01-02", "lastDay": "2026-01-01"}},
+                "gateway.drift.reference.firstDay must not be after lastDay",
+            ),
+            ("thresholds that cross", {"thresholds": {"moderate": 0.3}}, "thresholds.moderate must be below major"),
+            ("forgotten before it is used", {"retentionDays": 29}, "gateway.drift.retentionDays must be more than"),
+        )
     ),
     (
         "a cache that forgets at once",

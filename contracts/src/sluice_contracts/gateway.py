@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from sluice_contracts.base import Contract
+from sluice_contracts.drift import Drift
 from sluice_contracts.fallback import Fallback
 from sluice_contracts.gateway_data import GatewayAuth, Interactions
 from sluice_contracts.kubernetes import ObjectName, PodTemplate, SecretReference, cel
@@ -60,7 +61,12 @@ class Gateway(Contract):
             "!has(self.cache.redis) || has(self.interactions.pseudonymKeySecretRef)",
             "gateway.cache.redis needs gateway.interactions.pseudonymKeySecretRef: what gateways share is encrypted "
             "with a key that follows from it",
-        )
+        ),
+        (
+            "!has(self.drift) || has(self.interactions.databaseSecretRef)",
+            "gateway.drift needs gateway.interactions.databaseSecretRef: a pod's own database goes with the pod, and "
+            "drift shows over weeks",
+        ),
     )
 
     replicas: Annotated[int, Field(ge=1, le=100)] = 1
@@ -68,6 +74,8 @@ class Gateway(Contract):
     interactions: Interactions = Interactions()
     fallback: Fallback = Fallback()
     cache: Cache = Cache()
+    drift: Drift | None = None
+    """Counts of what is asked and answered, for seeing it change. Nothing is counted unless this is set."""
     route: GatewayRoute | None = None
     tls: GatewayTls | None = None
     allowed_namespaces: Annotated[list[ObjectName], Field(max_length=64)] = []

@@ -284,7 +284,7 @@ async def test_an_officer_exports_and_deletes_what_is_kept_of_a_user(place: Any)
     assert [line["kind"] for line in lines] == ["context", "interaction", "end"]
     assert (lines[0]["content"], PIN in lines[1]["prompt"], lines[2]["interactions"]) == ("Likes tea.", True, 1)
     status, answer, _ = await here.call("DELETE", at, key=ADMIN)
-    assert (status, answer) == (200, {"deleted": {"interactions": 1, "contents": 1, "contexts": 1}})
+    assert (status, answer) == (200, {"deleted": {"interactions": 1, "contents": 1, "feedback": 0, "contexts": 1}})
     assert [json.loads(line)["kind"] for line in (await here.call("GET", at, key=ADMIN))[1].splitlines()] == ["end"]
     assert (await here.ask(user="jane")).headers["x-sluice-context"] == "none"
     assert (await here.call("GET", "/v1/users/jane/other", key=ADMIN))[0] == 404

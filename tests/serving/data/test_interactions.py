@@ -238,7 +238,7 @@ async def test_a_user_is_forgotten_even_where_a_spool_still_holds_records(databa
     late = [(interaction(1), Content("p", "a")), (interaction(2, user="other"), None)]
     await insert(database, [*late, (interaction(3), None)])
     gone = await forget(database, "acme", JANE, NOW + timedelta(seconds=1))
-    assert gone == {"interactions": 2, "contents": 1, "contexts": 0}
+    assert gone == {"interactions": 2, "contents": 1, "feedback": 0, "contexts": 0}
     # A replica that was cut off replays its spool; the user comes back afterwards.
     back = interaction(4, -timedelta(seconds=2))
     await insert(database, [*late, (back, None)])

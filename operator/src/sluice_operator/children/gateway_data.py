@@ -38,7 +38,7 @@ class PodParts:
 
 
 def data_parts(gateway: Gateway) -> PodParts:
-    """For `spec.gateway.auth` and `spec.gateway.interactions`."""
+    """For `spec.gateway.auth`, `spec.gateway.interactions` and `spec.gateway.drift`."""
     kept = gateway.interactions
     parts = PodParts()
     parts.env = {
@@ -60,6 +60,8 @@ def data_parts(gateway: Gateway) -> PodParts:
     if kept.pseudonym_key_secret_ref is not None:
         parts.env["SLUICE_PSEUDONYM_KEY_FILE"] = f"{PSEUDONYM}/{kept.pseudonym_key_secret_ref.key}"
         parts.mount("pseudonym", PSEUDONYM, _secret(kept.pseudonym_key_secret_ref))
+    if gateway.drift is not None:
+        parts.env["SLUICE_DRIFT"] = gateway.drift.canonical().decode()
     if gateway.auth.jwt is not None:
         _add_issuer(parts, gateway.auth.jwt)
     if gateway.cache.redis is not None:

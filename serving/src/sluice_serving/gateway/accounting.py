@@ -90,6 +90,14 @@ class Accounting:
 
     def check_users(self) -> None:
         """Raises ApiError 503 that says what is missing for users to be known."""
+        self.check_shared()
+        if self._pseudonym_key is None:
+            raise ApiError(503, "The gateway has no key for pseudonyms, so it would not know a user again: set "
+                           "SLUICE_PSEUDONYM_KEY_FILE, or the pool's gateway.interactions.pseudonymKeySecretRef.",
+                           code="no_pseudonym_key")  # fmt: skip
+
+    def check_shared(self) -> None:
+        """Raises ApiError 503 unless the records of all requests are at hand."""
         if not self._sees_all:
             raise ApiError(503, "The pool has several gateways and no shared database, so each knows only what it was "
                            "told itself: set gateway.interactions.databaseSecretRef.",

@@ -16,6 +16,8 @@ from sluice_serving.gateway.completion import PATHS, Kind
 from sluice_serving.gateway.data_api import DataApi, serves
 from sluice_serving.gateway.data_metrics import DataMetrics
 from sluice_serving.gateway.errors import ApiError
+from sluice_serving.gateway.feedback import PATH as FEEDBACK
+from sluice_serving.gateway.feedback import FeedbackApi
 from sluice_serving.gateway.metrics import MetricsCollector
 from sluice_serving.gateway.service import Gateway
 
@@ -30,6 +32,8 @@ class Api:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.data = DataApi(gateway.accounting, gateway.interactions.database, gateway.forgetting)
+
+        self.feedback = FeedbackApi(gateway.accounting, gateway.interactions.database, gateway.drift)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -48,6 +52,9 @@ class Api:
             elif path == "/v1/models" or path.startswith("/v1/models/"):
                 _only(scope, "GET")
                 await _send_json(send, 200, await self._models(scope, path.removeprefix("/v1/models").strip("/")))
+            elif path == FEEDBACK:
+                _only(scope, "POST")
+                await self.feedback(scope, receive, send)
             elif serves(path):
                 await self.data(scope, receive, send)
             elif path.startswith("/v1/responses/"):
@@ -99,6 +106,8 @@ def internal_app(gateway: Gateway) -> ASGIApp:
     registry.register(collector)
     registry.register(DataMetrics(gateway.accounting))
     registry.register(gateway.holding)
+    if gateway.drift is not None:
+        registry.register(gateway.drift)
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")

@@ -14,10 +14,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from sluice_contracts.base import seconds
+from sluice_contracts.drift import Drift
 
 from sluice_serving.gateway.contexts import ContextStore
 from sluice_serving.gateway.data_api import export_lines
 from sluice_serving.gateway.database import Database, DatabaseDown, DataRefused, open_database
+from sluice_serving.gateway.drift.cells import is_day
+from sluice_serving.gateway.drift.reading import UnknownPool, drift_report
+from sluice_serving.gateway.drift.report import as_json, as_text
 from sluice_serving.gateway.pseudonyms import pseudonym_key
 from sluice_serving.gateway.records import expire, forget, pseudonym
 from sluice_serving.gateway.settings import Settings, SettingsError, read_data_settings
@@ -88,6 +92,33 @@ def expire_command(
         typer.echo(json.dumps({"deleted": await expire(database, datetime.now(UTC) - timedelta(seconds=age))}))
 
     _run(settings, work)
+
+
+@app.command("drift")
+def drift_command(
+    day: Annotated[
+        str, typer.Option(help="The day to compare, such as 2026-11-20. The last with counts unless given.")
+    ] = "",
+    pool: Annotated[str, typer.Option(help="namespace/name, where the database has counts of several pools.")] = "",
+    output: Annotated[str, typer.Option("-o", "--output", help="table or json.")] = "table",
+) -> None:
+    """Tell what of requests and answers has moved, by how much, and since when."""
+    if output not in {"table", "json"}:
+        _fail(f"-o {output!r}: expected table or json")
+    if day and not is_day(day):
+        _fail(f"--day {day!r}: expected a day such as 2026-11-20")
+    settings = _settings()
+    counted = settings.drift or Drift()
+
+    async def work(database: Database) -> None:
+        report = await drift_report(database, counted, pool, day or None)
+        text = json.dumps(as_json(report, counted), indent=2) + "\n" if output == "json" else as_text(report, counted)
+        typer.echo(text, nl=False)
+
+    try:
+        _run(settings, work)
+    except UnknownPool as error:
+        _fail(str(error))
 
 
 def _with_user(tenant: str, user: str, work: Any) -> None:

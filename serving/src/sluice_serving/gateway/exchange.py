@@ -9,6 +9,7 @@ from sluice_contracts.routing import Backend
 from sluice_serving.gateway.accounting import Visit
 from sluice_serving.gateway.cache import Lookup
 from sluice_serving.gateway.completion import Kind
+from sluice_serving.gateway.drift.counting import Hearing
 from sluice_serving.gateway.observations import Outcome
 
 
@@ -34,6 +35,8 @@ class Exchange:
     """Whether response headers are out."""
     events: int = 0
     """Events that the client has got."""
+    hearing: Hearing | None = None
+    """None: it is not counted for drift."""
 
     @property
     def ttft(self) -> float | None:

@@ -18,6 +18,7 @@ from sluice_serving.gateway.budgets import BudgetLedger
 from sluice_serving.gateway.connections import BoundedHttp
 from sluice_serving.gateway.contexts import ContextStore
 from sluice_serving.gateway.database import open_database
+from sluice_serving.gateway.drift.counting import DriftCounter
 from sluice_serving.gateway.interactions import InteractionLog
 from sluice_serving.gateway.jwt import TokenVerifier
 from sluice_serving.gateway.keys import KeyStore
@@ -87,6 +88,7 @@ def build_gateway(settings: Settings) -> Gateway:
         request_timeout=settings.request_timeout,
         probe_seconds=settings.probe_seconds,
         judge_token_file=settings.judge_token_file,
+        drift=DriftCounter(settings.drift, database) if settings.drift else None,
         shared_cache=_shared_cache(settings, key),
         tracer=make_tracer(settings.tracing) if settings.tracing else None,
     )
@@ -120,6 +122,8 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
     ]
     if gateway.cache.shared is not None:
         background.append(asyncio.create_task(_forever("shared cache", gateway.cache.shared.run())))
+    if gateway.drift is not None:
+        background.append(asyncio.create_task(_forever("drift", gateway.drift.run())))
     if certificate is not None:
         background.append(asyncio.create_task(_forever("certificate", certificate.watch())))
     if gateway.accounting.tokens is not None:
@@ -140,6 +144,8 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
             gateway.holding.drain()
         api.should_exit = True
         await servers[0]
+        if gateway.drift is not None:
+            await gateway.drift.finish()
         gateway.interactions.close()
         await asyncio.wait({writing}, timeout=FLUSH_SECONDS)
         if tracer is not None and exporting is not None:

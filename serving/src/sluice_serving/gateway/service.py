@@ -23,6 +23,7 @@ from sluice_serving.gateway.asgi import Disconnected, header, read_body, send_bo
 from sluice_serving.gateway.cache import ResponseCache
 from sluice_serving.gateway.cached_answer import Kept
 from sluice_serving.gateway.completion import Completion, Kind, read_completion
+from sluice_serving.gateway.drift.counting import DriftCounter
 from sluice_serving.gateway.errors import ApiError, EngineFailed
 from sluice_serving.gateway.events import BrokenStream, error_event, stream_reader
 from sluice_serving.gateway.exchange import Exchange
@@ -67,11 +68,13 @@ class Gateway:
         request_timeout: float,
         probe_seconds: float = 15.0,
         judge_token_file: Path | None = None,
+        drift: DriftCounter | None = None,
         shared_cache: SharedCache | None = None,
     ) -> None:
         self.accounting = accounting
         self.keys = accounting.keys
         self.upstream = upstream
+        self.drift = drift
         self.interactions = accounting.interactions
         self.observations = Observations()
         self.mirror = Mirror(upstream, self.observations, judge_token_file)
@@ -97,6 +100,8 @@ class Gateway:
             self.lanes.pop(name).close()
         self.holding.follow(table)
         self.cache.follow(table.cache)
+        if self.drift is not None:
+            self.drift.follow(table)
         self.forgetting.watch(self.cache.on)
         weights = ", ".join(f"{b.model_version} {b.weight}%{'' if b.ready else ' (not ready)'}" for b in table.backends)
         logger.info("routing: %s (window %s)", weights or "no version", table.window or "-")
@@ -142,6 +147,8 @@ class Gateway:
             priced = all(b.price is not None for b in table.backends)
             exchange.visit = await self.accounting.begin(caller, completion, scope, send, priced=priced)
             completion, send = exchange.visit.completion, exchange.visit.send
+            if self.drift is not None:
+                send = self.drift.listen(exchange, body, send)
             cache_control, context = header(scope, b"cache-control"), exchange.visit.context
             exchange.lookup = self.cache.begin(exchange.tenant, completion, cache_control, context)
         except ApiError as error:
@@ -475,3 +482,5 @@ class Gateway:
         )
         price = backend.price if backend else None
         self.accounting.end(exchange.visit, interaction, price, exchange.request_bytes, exchange.events)
+        if exchange.hearing is not None:
+            exchange.hearing.end(exchange, outcome)

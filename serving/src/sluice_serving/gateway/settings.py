@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from pydantic import ValidationError
 from sluice_contracts.base import seconds
+from sluice_contracts.drift import Drift
 
 from sluice_serving.gateway.cache_settings import RedisSettings, WrongRedis, read_redis
 from sluice_serving.gateway.jwt import ALGORITHMS, JwtSettings
@@ -43,6 +45,8 @@ class Settings:
     """Gateways of the pool: without a shared database each has its equal share of every budget."""
     contexts_per_tenant: int = 100_000
     jwt: JwtSettings | None = None
+    drift: Drift | None = None
+    """None: nothing is counted for drift."""
     redis: RedisSettings | None = None
     """None: gateways do not share the answers they keep."""
     tls_dir: Path | None = None
@@ -103,6 +107,7 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         replicas=_whole(env, "SLUICE_REPLICAS", 1, 1, 1000),
         contexts_per_tenant=_whole(env, "SLUICE_CONTEXTS_PER_TENANT", 100_000, 1, 100_000_000),
         jwt=_jwt(env),
+        drift=_drift(env),
         redis=_redis(env),
         tls_dir=Path(env["SLUICE_TLS_DIR"]) if env.get("SLUICE_TLS_DIR") else None,
         host=env.get("SLUICE_HOST", "0.0.0.0"),
@@ -126,6 +131,7 @@ def read_data_settings(env: Mapping[str, str]) -> Settings:
         database_url=_database_url(env),
         retention_seconds=_duration(env, "SLUICE_RETENTION", "30d"),
         pseudonym_key_file=Path(key_file) if key_file else None,
+        drift=_drift(env),
     )
 
 
@@ -187,6 +193,19 @@ def _redis(env: Mapping[str, str]) -> RedisSettings | None:
         return read_redis(env)
     except WrongRedis as error:
         raise SettingsError(str(error)) from None
+
+
+def _drift(env: Mapping[str, str]) -> Drift | None:
+    text = env.get("SLUICE_DRIFT")
+    if not text:
+        return None
+    try:
+        return Drift.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the text"
+        raise SettingsError(f"SLUICE_DRIFT: {where}: {first['msg']}; expected JSON as in the pool's gateway.drift, "
+                            "such as {}") from None  # fmt: skip
 
 
 def _choice(env: Mapping[str, str], name: str, default: str, *others: str) -> str:
