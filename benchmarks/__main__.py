@@ -10,10 +10,10 @@ FOLDER = Path(__file__).parent
 
 
 def scripts() -> list[str]:
-    """The names of the scripts in this folder: the modules that can be run."""
+    """The names of the scripts in this folder: the modules and packages that can be run."""
     guard = 'if __name__ == "__main__":'
-    found = (p for p in sorted(FOLDER.glob("*.py")) if p.name != Path(__file__).name)
-    return [p.stem for p in found if guard in p.read_text()]
+    modules = {p.stem for p in FOLDER.glob("*.py") if p.name != Path(__file__).name and guard in p.read_text()}
+    return sorted(modules | {p.parent.name for p in FOLDER.glob("*/__main__.py")})
 
 
 def main() -> int:

@@ -1,0 +1,1 @@
+"""The gateway beside LiteLLM's proxy, nginx and no proxy at all."""
