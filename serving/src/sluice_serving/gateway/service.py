@@ -99,6 +99,7 @@ class Gateway:
         for name in self.lanes.keys() - names:
             self.lanes.pop(name).close()
         self.holding.follow(table)
+        self.upstream.reconnecting.follow(table.backends)
         self.cache.follow(table.cache)
         if self.drift is not None:
             self.drift.follow(table)

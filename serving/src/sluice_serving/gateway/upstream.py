@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
 
 from sluice_serving.gateway.errors import ApiError, EngineFailed
+from sluice_serving.gateway.reconnecting import Reconnecting
 
 CONNECT_SECONDS = 2.0
 ATTEMPTS = 2
@@ -58,6 +59,7 @@ class Upstream:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
+        self.reconnecting = Reconnecting()
 
     async def open(self) -> None:
         """Make the pool. Its size is no limit: the lanes are."""
@@ -90,7 +92,10 @@ class Upstream:
         assert self._session is not None
         headers = {"content-type": "application/json", "x-request-id": request_id, "accept-encoding": "identity"}
         try:
-            response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+            try:
+                response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+            except aiohttp.ClientConnectorError as error:
+                response = await self._connect_again(url, body, headers, error)
         except TimeoutError as error:  # first: aiohttp's timeouts are connection errors too
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise EngineFailed("cannot reach the engine in time", retriable=True, unavailable=True) from None
@@ -106,6 +111,18 @@ class Upstream:
             yield response
         finally:
             response.close() if not response.content.at_eof() else response.release()
+
+
+    async def _connect_again(
+        self, url: str, body: bytes, headers: dict[str, str], refused: aiohttp.ClientConnectorError
+    ) -> aiohttp.ClientResponse:
+        """Nobody took the connection: try again as long as that may be another replica's. Raises `refused`."""
+        assert self._session is not None
+        for pause in self.reconnecting.pauses(url):
+            await asyncio.sleep(pause)
+            with suppress(aiohttp.ClientConnectorError):
+                return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+        raise refused
 
 
 def refusal(status: int, body: bytes) -> EngineFailed | ApiError:
