@@ -11,6 +11,7 @@ from sluice_operator.children.gateway import gateway_objects
 from sluice_operator.children.hardware import quantity
 from sluice_operator.children.metadata import short_name
 from sluice_operator.children.pods import overlay
+from sluice_operator.children.rayjob import ray_job
 from sluice_operator.children.rayservice import Version, ray_service
 from sluice_operator.children.routes import routing_table
 from sluice_operator.settings import SettingsError, from_environment
@@ -91,7 +92,20 @@ def test_a_worker_is_ready_when_its_serve_proxy_is_without_a_program_of_the_imag
     cluster = ray_service(make.meta("chat"), spec, version(), make.settings())["spec"]["rayClusterConfig"]
     worker = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
     assert worker["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": 8000}
-    assert "readinessProbe" not in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+
+
+def test_a_pod_of_ray_is_ready_as_soon_as_ray_answers(make: Any) -> None:
+    """KubeRay leaves a probe alone that a pod brings along; its own first asks after 10 s."""
+    hardware = {"accelerator": "nvidia-l4", "workers": {"min": 2, "max": 2}}
+    engines = ray_service(make.meta("chat"), make.pool_spec(), version(), make.settings())["spec"]["rayClusterConfig"]
+    job = ray_job(make.meta("run"), make.run_spec(hardware=hardware), "a" * 64, 1, make.settings())
+    training = job["spec"]["rayClusterSpec"]
+    groups = [engines["headGroupSpec"], training["headGroupSpec"], *training["workerGroupSpecs"]]
+    for group in groups:
+        probe = group["template"]["spec"]["containers"][0]["readinessProbe"]
+        assert probe["httpGet"] == {"path": "/api/healthz", "port": 52365}
+        assert probe["initialDelaySeconds"] + probe["periodSeconds"] < 10
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= 50, "as patient as KubeRay's once it was ready"
 
 
 def test_every_pod_is_restricted_and_no_secret_is_in_an_argument(make: Any) -> None:

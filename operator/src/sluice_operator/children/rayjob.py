@@ -18,6 +18,7 @@ from sluice_operator.children.hardware import Machine, machine
 from sluice_operator.children.job_config import config_map_name
 from sluice_operator.children.metadata import child, labels
 from sluice_operator.children.pods import SHARED_MEMORY, TMP, container, environment, overlay, pod_spec
+from sluice_operator.children.ray_ready import RAY_READY
 from sluice_operator.kube.resources import RAY_JOB, TRAINING_RUN
 from sluice_operator.plan import Meta
 from sluice_operator.settings import Settings
@@ -143,6 +144,7 @@ def _template(
         settings,
         env=env,
         resources=resources,
+        readinessProbe=RAY_READY,
         volumeMounts=[
             {"name": "job", "mountPath": "/etc/sluice", "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},

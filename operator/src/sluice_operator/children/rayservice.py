@@ -20,6 +20,7 @@ from sluice_operator.children.adapters import adapter_serve_application, room
 from sluice_operator.children.hardware import HardwareError, Machine, machine
 from sluice_operator.children.metadata import child, labels, short_name
 from sluice_operator.children.pods import SHARED_MEMORY, TMP, container, environment, overlay, pod_spec
+from sluice_operator.children.ray_ready import RAY_READY
 from sluice_operator.children.scaling import deployment_scaling, first_machines
 from sluice_operator.kube.resources import INFERENCE_POOL, RAY_SERVICE
 from sluice_operator.plan import Meta
@@ -115,7 +116,9 @@ def ray_service(
                 # One replica takes one; Serve's own actors take none. Ray starts a Python process for each at once.
                 "num-cpus": str(box.cpus if alone else 0),
             },
-            "template": _template("ray-head", spec, box if alone else None, head_resources, label, settings),
+            "template": _template(
+                "ray-head", spec, box if alone else None, head_resources, label, settings, readinessProbe=RAY_READY
+            ),
         },
     }
     if not alone:
