@@ -46,7 +46,7 @@ class TestTheOtherPool:
     def test_its_stable_version_is_what_the_gateways_are_told_of(self, make: Any) -> None:
         other = make.pool_spec(
             model="small-bot",
-            limits={"maxOutputTokens": 128, "inFlightPerReplica": 5, "outputTokenPolicy": "refuse"},
+            limits={"maxOutputTokens": 128, "inFlightPerReplica": 5},
             costs={"tokens": {"prompt": "1", "output": "2"}},
         )
         spec = spec_of(make, {"model": {"pool": "small", "timeout": "15s", "when": ["failed", "asleep"]}})
@@ -60,7 +60,7 @@ class TestTheOtherPool:
         assert told.backend.price is not None
         assert told.backend.price.output_token == pytest.approx(2e-6)
         assert (told.timeout_seconds, told.when, told.max_in_flight) == (15, ["failed", "asleep"], 5)
-        assert (told.max_output_tokens, told.output_token_policy) == (128, "refuse")
+        assert told.max_output_tokens == 128
         assert made.condition is not None
         assert made.condition[:2] == (True, "Serving")
 

@@ -65,6 +65,8 @@ def full() -> Observations:
     seen.mirrored("v2", "w-1", Mirrored("scored", 0.75, similarity=0.5, length=0.25, schema_valid=True))
     seen.mirrored("v2", "w-1", Mirrored("no_room"))
     seen.rejected["queue_full"] += 1
+    seen.fallbacks["template", "busy@1"] += 1
+    seen.fallback_model["no_room"] += 1
     return seen
 
 

@@ -108,7 +108,6 @@ class FallbackModelRoute(Contract):
     max_in_flight: Annotated[int, Field(ge=1)] = 2
     max_output_tokens: Annotated[int, Field(ge=1)] = 1024
     """The other pool's limit: an answer from there keeps to both."""
-    output_token_policy: Literal["clamp", "refuse"] = "clamp"
 
 
 class TemplateRoute(Contract):

@@ -131,7 +131,6 @@ def _route(
         timeout_seconds=max(SHORTEST_SECONDS, seconds(wanted.timeout)),
         max_in_flight=wanted.max_in_flight or other.limits.in_flight_per_replica,
         max_output_tokens=other.limits.max_output_tokens,
-        output_token_policy=other.limits.output_token_policy,
     )
 
 

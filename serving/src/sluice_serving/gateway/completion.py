@@ -59,7 +59,7 @@ def read_completion(kind: Kind, raw: bytes, model: str, limits: RoutingLimits) -
     _check_model(request.get("model"), model)
     check_parameters(kind, request)
     check_input(kind, request)
-    clamped = _cap_tokens(kind, request, limits)
+    clamped = cap_tokens(kind, request, limits)
     stream = request.get("stream", False)
     usage_wanted = _ask_for_usage(kind, request) if stream else _no_stream_options(request)
     if kind == "responses":
@@ -120,7 +120,7 @@ def _check_model(named: object, model: str) -> None:
                        param="model", code="model_not_found")  # fmt: skip
 
 
-def _cap_tokens(kind: Kind, request: dict[str, Any], limits: RoutingLimits) -> int | None:
+def cap_tokens(kind: Kind, request: dict[str, Any], limits: RoutingLimits) -> int | None:
     """Bound the answer: to the client's wish, or to the cap if that is lower. Returns the cap where it was.
 
     A request without a wish gets the cap too, unless the engine's own default is at least as strict: vLLM shortens its

@@ -2,9 +2,10 @@
 
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sluice_contracts.routing import Backend
+from sluice_contracts.routing import Backend, FallbackModelRoute
 
 from sluice_serving.gateway.accounting import Visit
 from sluice_serving.gateway.cache import Lookup
@@ -25,10 +26,16 @@ class Exchange:
     """Key, budgets and record; None until the request is let in."""
     user: str | None = None
     person: str | None = None
+    headers: Iterable[tuple[bytes, bytes]] = ()
+    """The request's, as they came."""
     lookup: Lookup | None = None
     """None: its answer is not one to keep."""
     backend: Backend | None = None
     request_bytes: int = 0
+    fallback: FallbackModelRoute | None = None
+    """Another pool's model, while it is what answers; `backend` is then that pool's."""
+    counted: bool = False
+    """Whether `backend` has been charged with its failure already."""
     route: str = "none"
     outcome: Outcome | None = None
     started: bool = False
@@ -37,6 +44,10 @@ class Exchange:
     """Events that the client has got."""
     hearing: Hearing | None = None
     """None: it is not counted for drift."""
+
+    def answers_as(self, model: str) -> str:
+        """The name of the model that answers: the pool's, or the other one's."""
+        return model if self.fallback is None else self.fallback.model
 
     @property
     def ttft(self) -> float | None:

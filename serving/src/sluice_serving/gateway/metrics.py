@@ -150,7 +150,18 @@ FAMILIES: tuple[Counted | Distribution | Mean, ...] = (
         ("reason",),
         lambda seen, _: (((reason,), n) for reason, n in seen.rejected.items()),
     ),
-    Counted("sluice_fallback_answers", "Answers from the template.", (), lambda seen, _: [((), seen.fallbacks)]),
+    Counted(
+        "sluice_fallback_answers",
+        "Answers of another model, or from a template.",
+        ("kind", "name"),
+        lambda seen, _: seen.fallbacks.items(),
+    ),
+    Counted(
+        "sluice_fallback_model",
+        "Requests for another pool's model by what came of them.",
+        ("result",),
+        lambda seen, _: (((result,), n) for result, n in seen.fallback_model.items()),
+    ),
     Counted(
         "sluice_cache",
         "Requests whose answer could be kept: hit, miss, bypass.",

@@ -25,7 +25,7 @@ from sluice_contracts.analysis import (
     VersionCounts,
 )
 from sluice_contracts.base import timestamp
-from sluice_contracts.routing import Price, RoutingTable
+from sluice_contracts.routing import Backend, Price, RoutingTable
 
 from sluice_serving.gateway.costs import request_cost
 
@@ -124,7 +124,10 @@ class Observations:
         self.versions: dict[str, VersionCounts] = {}
         self.totals: dict[str, Totals] = {}
         self.rejected: Counter[str] = Counter()
-        self.fallbacks = 0
+        self.fallbacks: Counter[tuple[str, str]] = Counter()
+        """Answers by kind of fallback, and which: a version of another pool's, or a template."""
+        self.fallback_model: Counter[str] = Counter()
+        """Requests for another pool's model, by what came of them."""
         self.retries = 0
 
     def follow(self, table: RoutingTable) -> None:
@@ -143,7 +146,17 @@ class Observations:
 
     def record(self, version: str, window: str, outcome: Outcome, request_bytes: int) -> None:
         """Count one request of so many bytes. One that began in an earlier window counts for /metrics only."""
-        price = self._prices.get(version)
+        self._sum_up(version, self._prices.get(version), outcome)
+        if window == self.window and version in self.versions:
+            _count(self.versions[version], outcome)
+            _shape(self.versions[version].by_length[bisect_left(REQUEST_BYTES_EDGES, request_bytes)], outcome)
+
+    def elsewhere(self, backend: Backend, outcome: Outcome) -> None:
+        """Count a request that another pool's version had: for /metrics only, by that pool's prices. It says nothing of
+        this pool's versions, not even of one by the same name."""
+        self._sum_up(backend.model_version, backend.price, outcome)
+
+    def _sum_up(self, version: str, price: Price | None, outcome: Outcome) -> None:
         outcome.cost = request_cost(price, outcome.latency, outcome.prompt_tokens, outcome.output_tokens)
         total = self._total(version)
         _count(total.counts, outcome)
@@ -153,9 +166,6 @@ class Observations:
         total.outcomes[outcome.label] += 1
         total.prompt_tokens += outcome.prompt_tokens or 0
         total.output_tokens += outcome.output_tokens or 0
-        if window == self.window and version in self.versions:
-            _count(self.versions[version], outcome)
-            _shape(self.versions[version].by_length[bisect_left(REQUEST_BYTES_EDGES, request_bytes)], outcome)
 
     def waited(self, version: str, window: str, seconds: float) -> None:
         """Count how long a request was in the queue, whether it then got a place or not."""

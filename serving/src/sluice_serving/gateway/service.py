@@ -27,6 +27,7 @@ from sluice_serving.gateway.drift.counting import DriftCounter
 from sluice_serving.gateway.errors import ApiError, EngineFailed
 from sluice_serving.gateway.events import BrokenStream, error_event, stream_reader
 from sluice_serving.gateway.exchange import Exchange
+from sluice_serving.gateway.fallback import FALLBACK_HEADER, Fallbacks
 from sluice_serving.gateway.forgetting import Forgetting
 from sluice_serving.gateway.holding import Holding
 from sluice_serving.gateway.listening import Listener, listen
@@ -36,7 +37,6 @@ from sluice_serving.gateway.naming import for_client, for_engine
 from sluice_serving.gateway.observations import Observations, Outcome
 from sluice_serving.gateway.records import Interaction
 from sluice_serving.gateway.shared_cache import SharedCache
-from sluice_serving.gateway.templates import template_answer, template_events
 from sluice_serving.gateway.tenants import Caller
 from sluice_serving.gateway.upstream import (
     ATTEMPTS,
@@ -84,6 +84,7 @@ class Gateway:
         self.holding = Holding(upstream.look, self.lanes, probe_seconds)
         self.forgetting = Forgetting(accounting.interactions.database)
         self.cache = ResponseCache(generation=self.forgetting.generation, shared=shared_cache)
+        self.fallbacks = Fallbacks(self.observations, self._from_version, self._charge)
         self._retry_budget = RetryBudget()
         self._request_timeout = request_timeout
 
@@ -101,6 +102,7 @@ class Gateway:
         self.holding.follow(table)
         self.upstream.reconnecting.follow(table.backends)
         self.cache.follow(table.cache)
+        self.fallbacks.follow(table)
         if self.drift is not None:
             self.drift.follow(table)
         self.forgetting.watch(self.cache.on)
@@ -201,6 +203,7 @@ class Gateway:
     def _identify(
         self, exchange: Exchange, caller: Caller, completion: Completion, scope: Scope, table: RoutingTable
     ) -> None:
+        exchange.headers = scope["headers"]
         session = header(scope, b"x-session-id")[:MAX_SESSION_CHARACTERS]
         name = caller.user or completion.user or session or None
         exchange.user = self.accounting.pseudonym(exchange.tenant, name)
@@ -208,25 +211,28 @@ class Gateway:
 
     async def _answer(self, exchange: Exchange, completion: Completion, send: Send) -> None:
         try:
-            await self._from_some_version(exchange, completion, send)
+            try:
+                await self._from_some_version(exchange, completion, send)
+            except (Overloaded, Asleep, EngineFailed) as error:
+                if exchange.started or not await self.fallbacks.answer(error, exchange, completion, send):
+                    raise
         except Overloaded as error:
             self.observations.rejected[error.kind] += 1
             refusal = ApiError(429, f"Too many requests: {error.reason}. Retry after the time in Retry-After.",
                                code="overloaded", retry_after=error.retry_after)  # fmt: skip
             await self._refuse(exchange, refusal, send)
         except Asleep as error:
-            if not await self._from_template(exchange, completion, send):
-                self.observations.rejected["asleep"] += 1
-                refusal = ApiError(503, "The model sleeps and is being woken. Retry after the time in Retry-After.",
-                                   code="waking", retry_after=error.retry_after)  # fmt: skip
-                await self._refuse(exchange, refusal, send)
+            self.observations.rejected["asleep"] += 1
+            refusal = ApiError(503, "The model sleeps and is being woken. Retry after the time in Retry-After.",
+                               code="waking", retry_after=error.retry_after)  # fmt: skip
+            await self._refuse(exchange, refusal, send)
         except ApiError as error:
             await self._refuse(exchange, error, send)
         except EngineFailed as error:
             if exchange.started:
                 failure = ApiError(502, "The model broke off in the middle of its answer.", code="engine_error")
                 await send_body(send, error_event(completion.kind, failure, exchange.events), more=False)
-            elif not await self._from_template(exchange, completion, send):
+            else:
                 logger.warning("request %s: %s", exchange.id, error)
                 refusal = ApiError(503 if error.unavailable else 502, "The model could not answer; try again.",
                                    code="engine_error", retry_after=UNAVAILABLE_RETRY_AFTER)  # fmt: skip
@@ -289,10 +295,10 @@ class Gateway:
         raise failure
 
     def _charge(self, exchange: Exchange, table: RoutingTable) -> None:
-        """Count a failure against the version that had the request; from here on it has none."""
-        if exchange.backend is not None and exchange.outcome is not None and exchange.outcome.failed:
-            version = exchange.backend.model_version
-            self.observations.record(version, table.window, exchange.outcome, exchange.request_bytes)
+        """Count a failure against the version that had the request, once; from here on it has none."""
+        outcome, backend = exchange.outcome, exchange.backend
+        if backend is not None and outcome is not None and outcome.failed and not exchange.counted:
+            self.observations.record(backend.model_version, table.window, outcome, exchange.request_bytes)
         exchange.backend, exchange.outcome = None, None
 
     async def _from_version(
@@ -300,7 +306,8 @@ class Gateway:
     ) -> None:
         url = backend.url.rstrip("/") + completion.path
         table = self._table()
-        mirrored = self.mirror.wants(table, backend, completion.path)
+        mirrored = exchange.fallback is None and self.mirror.wants(table, backend, completion.path)
+        model = exchange.answers_as(table.model)
         for left in reversed(range(attempts)):
             asked = time.monotonic()
             listener = listen(completion.path, completion.body, mirrored=mirrored, window=table.window)
@@ -311,7 +318,7 @@ class Gateway:
                             exchange, backend, completion, chunks_of(response), asked, send, listener
                         )
                     else:
-                        body = for_client(await read_answer(response), table.model, backend)
+                        body = for_client(await read_answer(response), model, backend)
                         await self._pass_whole(exchange, backend, completion, body, asked, send, listener)
                 if listener is not None:
                     self._heard(exchange, backend, completion, listener)
@@ -381,7 +388,9 @@ class Gateway:
                         headers = self._headers(exchange, backend, completion)
                         await send_start(send, 200, b"text/event-stream", headers)
                     # What came together goes on together: under load that is fewer, larger writes.
-                    await send_body(send, for_client(b"".join(events), self._table().model, backend), more=True)
+                    await send_body(
+                        send, for_client(b"".join(events), exchange.answers_as(self._table().model), backend), more=True
+                    )
                     exchange.events = reader.events
                     if listener is not None:
                         for event in events:
@@ -417,30 +426,14 @@ class Gateway:
         await send_start(send, 200, kept.content_type, self._headers(exchange, backend, completion), len(kept.body))
         await send_body(send, kept.body, more=False)
 
-    async def _from_template(self, exchange: Exchange, completion: Completion, send: Send) -> bool:
-        """Answer with the pool's template, marked as such. False if there is none."""
-        table = self.table
-        if table is None or table.fallback_template is None:
-            return False
-        make = template_events if completion.stream else template_answer
-        body = make(completion.kind, exchange.id, int(time.time()), table.model, table.fallback_template)
-        if body is None:
-            return False
-        self._charge(exchange, table)
-        exchange.route, exchange.started = "template", True
-        exchange.outcome = Outcome(failed=False, label="template")
-        self.observations.fallbacks += 1
-        kind = b"text/event-stream" if completion.stream else b"application/json"
-        await send_start(send, 200, kind, [(b"x-sluice-fallback", b"template"), *exchange.identity()], len(body))
-        await send_body(send, body, more=False)
-        return True
-
     def _headers(self, exchange: Exchange, backend: Backend, completion: Completion) -> list[tuple[bytes, bytes]]:
         headers = [
             (b"x-sluice-version", backend.model_version.encode()),
             (b"x-sluice-lineage", backend.lineage.encode("latin-1", "replace")),
             *exchange.identity(),
         ]
+        if exchange.fallback is not None:
+            headers.append((FALLBACK_HEADER, b"model"))
         if exchange.lookup is not None:
             headers.append((b"x-sluice-cache", exchange.lookup.word.encode()))
         if completion.clamped is not None:
@@ -460,7 +453,11 @@ class Gateway:
     def _record(self, exchange: Exchange, table: RoutingTable) -> None:
         outcome = exchange.outcome or Outcome(failed=True, label="internal_error")
         backend = exchange.backend
-        if backend is not None and outcome.label not in {"client_error", "rejected", "cached"}:
+        if backend is not None and exchange.fallback is not None:
+            self.observations.elsewhere(backend, outcome)
+        elif (
+            backend is not None and not exchange.counted and outcome.label not in {"client_error", "rejected", "cached"}
+        ):
             self.observations.record(backend.model_version, table.window, outcome, exchange.request_bytes)
         assert exchange.visit is not None
         interaction = Interaction(
@@ -468,7 +465,7 @@ class Gateway:
             time=datetime.now(UTC),
             tenant=exchange.tenant,
             user=exchange.user,
-            model=table.model,
+            model=exchange.answers_as(table.model),
             version=backend.model_version if backend else None,
             lineage=backend.lineage if backend else None,
             context_reference=exchange.visit.context,

@@ -1,24 +1,26 @@
-"""The pool's template as an answer of each kind: what is said when no version can answer. Pure."""
+"""A template's words as an answer of each kind: what is said when no version can answer. Pure."""
 
 import json
+from itertools import product
 from typing import Any
 
 from sluice_serving.gateway.events import DONE
 from sluice_serving.gateway.parameters import Kind
 
 
-def template_answer(kind: Kind, identity: str, created: int, model: str, text: str) -> bytes | None:
-    """A whole answer in one piece that says `text`. None for a kind that no text can answer."""
+def template_answer(kind: Kind, identity: str, created: int, model: str, text: str, copies: int = 1) -> bytes | None:
+    """A whole answer in one piece that says `text`, in as many choices as were asked for. None for a kind that no text
+    can answer."""
     match kind:
         case "embeddings":
             return None
         case "responses":
             return json.dumps(_response(identity, created, model, "completed", [_message(identity, text)])).encode()
         case _:
-            return json.dumps(_completion(kind, identity, created, model, text)).encode()
+            return json.dumps(_completion(kind, identity, created, model, text, copies)).encode()
 
 
-def template_events(kind: Kind, identity: str, created: int, model: str, text: str) -> bytes | None:
+def template_events(kind: Kind, identity: str, created: int, model: str, text: str, copies: int = 1) -> bytes | None:
     """A whole streamed answer that says `text`."""
     match kind:
         case "embeddings":
@@ -26,26 +28,30 @@ def template_events(kind: Kind, identity: str, created: int, model: str, text: s
         case "responses":
             return _response_events(identity, created, model, text)
         case _:
-            return _chunks(kind, identity, created, model, text)
+            return _chunks(kind, identity, created, model, text, copies)
 
 
-def _completion(kind: Kind, identity: str, created: int, model: str, text: str) -> dict[str, Any]:
-    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
+def _completion(kind: Kind, identity: str, created: int, model: str, text: str, copies: int) -> dict[str, Any]:
+    choice: dict[str, Any] = {"finish_reason": "stop", "logprobs": None}
     choice |= {"message": {"role": "assistant", "content": text}} if kind == "chat" else {"text": text}
     return {
         "id": f"chatcmpl-{identity}" if kind == "chat" else f"cmpl-{identity}",
         "object": "chat.completion" if kind == "chat" else "text_completion",
         "created": created,
         "model": model,
-        "choices": [choice],
+        "choices": [{"index": i, **choice} for i in range(copies)],
         "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
     }
 
 
-def _chunks(kind: Kind, identity: str, created: int, model: str, text: str) -> bytes:
+def _chunks(kind: Kind, identity: str, created: int, model: str, text: str, copies: int) -> bytes:
     events = []
-    for delta, reason in (({"role": "assistant", "content": text}, None), ({}, "stop")):
-        choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}
+    parts: tuple[tuple[dict[str, str], str | None], ...] = (
+        ({"role": "assistant", "content": text}, None),
+        ({}, "stop"),
+    )
+    for i, (delta, reason) in product(range(copies), parts):
+        choice: dict[str, Any] = {"index": i, "finish_reason": reason, "logprobs": None}
         choice |= {"delta": delta} if kind == "chat" else {"text": delta.get("content", "")}
         chunk = {
             "id": f"chatcmpl-{identity}" if kind == "chat" else f"cmpl-{identity}",
