@@ -52,6 +52,7 @@ class FakeEngine:
         self.questions = 0
         """GETs of /v1/models."""
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.running = 0
         self.most_running = 0
         self.aborted = 0
@@ -86,6 +87,7 @@ class FakeEngine:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:

@@ -5,6 +5,7 @@ by tenants that keep user contexts.
 
 import json
 import logging
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,6 +52,8 @@ class Visit:
     recorded: bool = True
     context: str | None = None
     """The tag of the context that was added."""
+    looked: tuple[float, float, str] | None = None
+    """When the look-up of a context began and ended (`time.monotonic`), and what came of it."""
     asked: bytes = b""
     """The request's body without context, where content is kept."""
     answer: bytearray | None = None
@@ -165,10 +168,13 @@ class Accounting:
 
     async def _add_context(self, visit: Visit, user: str) -> bytes:
         """Put the user's context into the request. Returns what the header says of it."""
+        began = time.monotonic()
         try:
             found = await self.contexts.find(visit.caller.tenant, self.pseudonym(visit.caller.tenant, user) or "")
         except DatabaseDown:
+            visit.looked = (began, time.monotonic(), "unavailable")
             return b"unavailable"
+        visit.looked = (began, time.monotonic(), "none" if found is None else "found")
         if found is None:
             return b"none"
         visit.completion = replace(visit.completion, body=with_context(visit.completion.body, found.content))

@@ -32,7 +32,6 @@ class Api:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.data = DataApi(gateway.accounting, gateway.interactions.database, gateway.forgetting)
-
         self.feedback = FeedbackApi(gateway.accounting, gateway.interactions.database, gateway.drift)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,6 +107,8 @@ def internal_app(gateway: Gateway) -> ASGIApp:
     registry.register(gateway.holding)
     if gateway.drift is not None:
         registry.register(gateway.drift)
+    if gateway.tracer is not None:
+        registry.register(gateway.tracer.exporter)
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")

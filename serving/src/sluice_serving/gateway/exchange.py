@@ -11,7 +11,9 @@ from sluice_serving.gateway.accounting import Visit
 from sluice_serving.gateway.cache import Lookup
 from sluice_serving.gateway.completion import Kind
 from sluice_serving.gateway.drift.counting import Hearing
+from sluice_serving.gateway.errors import ApiError
 from sluice_serving.gateway.observations import Outcome
+from sluice_serving.gateway.tracing import Trace
 
 
 @dataclass
@@ -22,6 +24,8 @@ class Exchange:
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     began: float = field(default_factory=time.monotonic)
     tenant: str = ""
+    model: str = ""
+    """The pool's, once the request has named it."""
     visit: Visit | None = None
     """Key, budgets and record; None until the request is let in."""
     user: str | None = None
@@ -44,6 +48,10 @@ class Exchange:
     """Events that the client has got."""
     hearing: Hearing | None = None
     """None: it is not counted for drift."""
+    refusal: ApiError | None = None
+    """What the client was told instead of an answer."""
+    trace: Trace | None = None
+    """None: this gateway traces nothing."""
 
     def answers_as(self, model: str) -> str:
         """The name of the model that answers: the pool's, or the other one's."""
@@ -57,6 +65,13 @@ class Exchange:
     def failed(self, label: str, ttft: float | None = None) -> Outcome:
         """The outcome of a version that did not do its part."""
         return Outcome(failed=True, ttft=ttft, label=label if ttft is None else "broken_stream")
+
+    def names(self) -> dict[str, str]:
+        """What a line of the log is to be found by."""
+        found = {"request_id": self.id}
+        if self.trace is not None and self.trace.id:
+            found["trace_id"] = self.trace.id
+        return found
 
     def identity(self) -> list[tuple[bytes, bytes]]:
         """The header by which a client can name the request to whoever looks after the gateway."""

@@ -23,6 +23,7 @@ from sluice_serving.gateway.errors import ApiError, EngineFailed
 from sluice_serving.gateway.judges import Judge, JudgeFailed, make_judge
 from sluice_serving.gateway.observations import Mirrored, Observations
 from sluice_serving.gateway.similarity import length_ratio, similarity
+from sluice_serving.gateway.tracing import UNTRACED, Trace
 from sluice_serving.gateway.transcript import Said, Transcript
 from sluice_serving.gateway.upstream import Upstream, read_answer
 from sluice_serving.gateway.validity import Expectation, expectation, holds
@@ -46,6 +47,8 @@ class Asked:
     answered_by: Backend
     answer: Transcript
     window: str
+    trace: Trace | None = None
+    """What the request was a part of: its copy is too."""
 
 
 class Mirror:
@@ -108,7 +111,7 @@ class Mirror:
             expected = expectation(asked.body)
             try:
                 async with asyncio.timeout(table.mirror.timeout_seconds):
-                    said = await self._answer(asked.path, request, table, to)
+                    said = await self._answer(asked, request, table, to)
             except (EngineFailed, ApiError, TimeoutError):
                 seen = Mirrored("failed", score=0.0)
             else:
@@ -117,17 +120,19 @@ class Mirror:
         except Exception:  # a copy must never be anyone's trouble, and its content never in a log
             logger.warning("a mirrored request could not be scored")
 
-    async def _answer(self, path: str, request: dict[str, Any], table: RoutingTable, to: Backend) -> Transcript:
+    async def _answer(self, asked: Asked, request: dict[str, Any], table: RoutingTable, to: Backend) -> Transcript:
         """The copy's answer, in one piece."""
         copy = {k: v for k, v in request.items() if k not in {"stream", "stream_options"}}
         copy |= {"model": to.engine_model or table.model, "n": 1}
         body = json.dumps(copy, ensure_ascii=False).encode()
         identity = f"mirror-{secrets.token_hex(8)}"
-        async with self._upstream.ask(to.url.rstrip("/") + path, body, identity) as response:
-            try:
-                return Transcript.of(json.loads(await read_answer(response)))
-            except ValueError:
-                raise EngineFailed("the answer is no JSON", retriable=False) from None
+        url, trace = to.url.rstrip("/") + asked.path, asked.trace
+        with UNTRACED if trace is None else trace.attempt(None, to, table.model, "mirror") as more:
+            async with self._upstream.ask(url, body, identity, more) as response:
+                try:
+                    return Transcript.of(json.loads(await read_answer(response)))
+                except ValueError:
+                    raise EngineFailed("the answer is no JSON", retriable=False) from None
 
     async def _scored(
         self,

@@ -38,6 +38,7 @@ from sluice_serving.gateway.observations import Observations, Outcome
 from sluice_serving.gateway.records import Interaction
 from sluice_serving.gateway.shared_cache import SharedCache
 from sluice_serving.gateway.tenants import Caller
+from sluice_serving.gateway.tracing import UNTRACED, Tracer
 from sluice_serving.gateway.upstream import (
     ATTEMPTS,
     RETRY_PAUSE_SECONDS,
@@ -70,11 +71,13 @@ class Gateway:
         judge_token_file: Path | None = None,
         drift: DriftCounter | None = None,
         shared_cache: SharedCache | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.accounting = accounting
         self.keys = accounting.keys
         self.upstream = upstream
         self.drift = drift
+        self.tracer = tracer
         self.interactions = accounting.interactions
         self.observations = Observations()
         self.mirror = Mirror(upstream, self.observations, judge_token_file)
@@ -139,9 +142,22 @@ class Gateway:
     async def complete(self, kind: Kind, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; stop all work for it when the client leaves."""
         exchange = Exchange(kind)
+        if self.tracer is None:
+            await self._complete(exchange, scope, receive, send)
+            return
+        exchange.trace = self.tracer.begin(kind, scope)
+        try:
+            await self._complete(exchange, scope, receive, send)
+        finally:
+            exchange.trace.end(exchange)
+
+    async def _complete(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = exchange.kind
         try:
             caller = await self.authenticate(scope)
             exchange.tenant = caller.tenant
+            if exchange.trace is not None:
+                exchange.trace.admit(caller.tenant)
             table = self._table()
             body = await read_body(scope, receive, table.limits.max_request_bytes)
             exchange.request_bytes = len(body)
@@ -173,7 +189,8 @@ class Gateway:
             leaving.cancel()
             self._record(exchange, table)
         if not answering.cancelled() and (failure := answering.exception()) is not None:
-            logger.error("request %s: an error in the gateway itself", exchange.id, exc_info=failure)
+            logger.error("request %s: an error in the gateway itself", exchange.id, exc_info=failure,
+                         extra=exchange.names())  # fmt: skip
             if exchange.started:
                 raise failure  # the server then closes the connection, so that the client sees the answer is not whole
             refusal = ApiError(500, "The gateway failed; the error is in its log under this request's id.",
@@ -203,6 +220,7 @@ class Gateway:
     def _identify(
         self, exchange: Exchange, caller: Caller, completion: Completion, scope: Scope, table: RoutingTable
     ) -> None:
+        exchange.model = table.model
         exchange.headers = scope["headers"]
         session = header(scope, b"x-session-id")[:MAX_SESSION_CHARACTERS]
         name = caller.user or completion.user or session or None
@@ -233,7 +251,7 @@ class Gateway:
                 failure = ApiError(502, "The model broke off in the middle of its answer.", code="engine_error")
                 await send_body(send, error_event(completion.kind, failure, exchange.events), more=False)
             else:
-                logger.warning("request %s: %s", exchange.id, error)
+                logger.warning("request %s: %s", exchange.id, error, extra=exchange.names())
                 refusal = ApiError(503 if error.unavailable else 502, "The model could not answer; try again.",
                                    code="engine_error", retry_after=UNAVAILABLE_RETRY_AFTER)  # fmt: skip
                 await self._refuse(exchange, refusal, send)
@@ -256,15 +274,20 @@ class Gateway:
             came = time.monotonic()
             patience = self.holding.patience(backend, table)
             held = self.holding.held(backend)  # waiting for an engine to wake says nothing of the version
+            got_place = False
             try:
                 caller = exchange.visit.caller
                 taken = await lane.acquire(caller.key_id, patience, caller.priority)
+                got_place = True
             except LaneClosed:
                 continue
             except Overloaded as error:
                 if error.kind == "queue_timeout" and not held:
                     self.observations.waited(backend.model_version, table.window, time.monotonic() - came)
                 raise self.holding.explained(error, backend) from None
+            finally:
+                if exchange.trace is not None:
+                    exchange.trace.waited(backend, came, held=held, failed=not got_place)
             if not held:
                 self.observations.waited(backend.model_version, table.window, time.monotonic() - came)
             exchange.backend = backend
@@ -308,18 +331,19 @@ class Gateway:
         table = self._table()
         mirrored = exchange.fallback is None and self.mirror.wants(table, backend, completion.path)
         model = exchange.answers_as(table.model)
+        trace = exchange.trace
         for left in reversed(range(attempts)):
             asked = time.monotonic()
             listener = listen(completion.path, completion.body, mirrored=mirrored, window=table.window)
             try:
-                async with self.upstream.ask(url, for_engine(completion.body, backend), exchange.id) as response:
-                    if completion.stream:
-                        await self._pass_stream(
-                            exchange, backend, completion, chunks_of(response), asked, send, listener
-                        )
-                    else:
-                        body = for_client(await read_answer(response), model, backend)
-                        await self._pass_whole(exchange, backend, completion, body, asked, send, listener)
+                with UNTRACED if trace is None else trace.attempt(exchange, backend, model) as more:
+                    async with self.upstream.ask(url, for_engine(completion.body, backend), exchange.id, more) as found:
+                        if completion.stream:
+                            chunks = chunks_of(found)
+                            await self._pass_stream(exchange, backend, completion, chunks, asked, send, listener)
+                        else:
+                            body = for_client(await read_answer(found), model, backend)
+                            await self._pass_whole(exchange, backend, completion, body, asked, send, listener)
                 if listener is not None:
                     self._heard(exchange, backend, completion, listener)
                 return
@@ -338,7 +362,7 @@ class Gateway:
         if exchange.outcome is not None:
             listener.note(exchange.outcome)
         if listener.mirrored:
-            asked = Asked(completion.path, completion.body, backend, listener.heard, listener.window)
+            asked = Asked(completion.path, completion.body, backend, listener.heard, listener.window, exchange.trace)
             self.mirror.send(asked, self.table, self.lanes)
 
     async def _pass_whole(
@@ -444,7 +468,7 @@ class Gateway:
         if exchange.outcome is None:
             label = "rejected" if error.status == 429 else "client_error" if error.status < 500 else "unavailable"
             exchange.outcome = Outcome(failed=False, label=label)
-        exchange.started = True
+        exchange.started, exchange.refusal = True, error
         body = error.encoded()
         headers = [*error.headers(), *exchange.identity()]
         await send_start(send, error.status, b"application/json", headers, len(body))

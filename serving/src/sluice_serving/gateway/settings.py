@@ -11,6 +11,7 @@ from sluice_contracts.drift import Drift
 
 from sluice_serving.gateway.cache_settings import RedisSettings, WrongRedis, read_redis
 from sluice_serving.gateway.jwt import ALGORITHMS, JwtSettings
+from sluice_serving.gateway.trace_settings import TracingSettings, WrongTracing, read_tracing
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 DEFAULT_DATABASE = "sqlite:////var/lib/sluice/interactions.db"
@@ -49,6 +50,8 @@ class Settings:
     """None: nothing is counted for drift."""
     redis: RedisSettings | None = None
     """None: gateways do not share the answers they keep."""
+    tracing: TracingSettings | None = None
+    """None: nothing is traced, whatever OTEL_* variables there are."""
     tls_dir: Path | None = None
     """Folder with tls.crt and tls.key: the API speaks TLS."""
     host: str = "0.0.0.0"
@@ -109,6 +112,7 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         jwt=_jwt(env),
         drift=_drift(env),
         redis=_redis(env),
+        tracing=_tracing(env),
         tls_dir=Path(env["SLUICE_TLS_DIR"]) if env.get("SLUICE_TLS_DIR") else None,
         host=env.get("SLUICE_HOST", "0.0.0.0"),
         port=_port(env, "SLUICE_PORT", 8080),
@@ -186,6 +190,13 @@ def _jwt(env: Mapping[str, str]) -> JwtSettings | None:
         tenant_claim=env.get("SLUICE_JWT_TENANT_CLAIM") or "tenant",
         tenant=env.get("SLUICE_JWT_TENANT") or None,
     )
+
+
+def _tracing(env: Mapping[str, str]) -> TracingSettings | None:
+    try:
+        return read_tracing(env)
+    except WrongTracing as error:
+        raise SettingsError(str(error)) from None
 
 
 def _redis(env: Mapping[str, str]) -> RedisSettings | None:

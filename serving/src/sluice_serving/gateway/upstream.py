@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -86,11 +86,16 @@ class Upstream:
             return None
 
     @asynccontextmanager
-    async def ask(self, url: str, body: bytes, request_id: str) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def ask(
+        self, url: str, body: bytes, request_id: str, more: Mapping[str, str] | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The engine's response once its status is known to be good. Leaving early closes the connection, which stops
-        the engine's work. Raises EngineFailed, and ApiError where the engine finds fault with the request."""
+        the engine's work. `more` are further headers. Raises EngineFailed, and ApiError where the engine finds fault
+        with the request."""
         assert self._session is not None
         headers = {"content-type": "application/json", "x-request-id": request_id, "accept-encoding": "identity"}
+        if more is not None:
+            headers |= more
         try:
             try:
                 response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
