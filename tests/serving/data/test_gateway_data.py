@@ -15,7 +15,7 @@ import jwt as pyjwt
 import openai
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from sluice_contracts.routing import RoutingLimits
+from sluice_contracts.routing import MirrorRoute, RoutingLimits
 from sluice_devcluster.ports import free_port
 from sluice_serving.gateway.data_command import app
 from sluice_serving.gateway.database import open_database
@@ -73,10 +73,10 @@ class Place:
                 got.headers,
             )
 
-    async def rows(self, table: str = "ai_interactions") -> list[dict[str, Any]]:
+    async def rows(self, table: str = "ai_interactions", order: str = "time") -> list[dict[str, Any]]:
         database = open_database(self.url)
         async with database.transaction() as session:
-            found = await session.fetch(f"SELECT * FROM {table} ORDER BY time")
+            found = await session.fetch(f"SELECT * FROM {table} ORDER BY {order}")
         await database.close()
         return found
 
@@ -268,6 +268,35 @@ async def test_leaving_early_is_not_free(place: Any) -> None:
             await asyncio.sleep(0.05)
     rows = await here.written(1)
     assert rows[0]["outcome"] == "client_closed"
+
+
+@ONE_DATABASE
+async def test_streams_at_once_spend_exactly_what_they_take_and_mirrored_copies_nothing(
+    place: Any, engines: Any, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sluice_serving.gateway.budgets.SYNC_SECONDS", 0.05)
+    here = await place(budgets=[{"window": "month", "requests": 6, "tokens": 10**6}])
+    candidate = await engines()
+    candidate.status, here.engine.word_delay = 500, 0.02
+    mirror = MirrorRoute(percent=100, candidate="v2", max_in_flight=64)
+    limits = RoutingLimits(in_flight_per_replica=64)
+    await here.gateway.route(here.backend, served(candidate, "v2", 0), mirror=mirror, limits=limits)
+
+    async def one() -> int:
+        async with here.gateway.chat(key=USER, stream=True) as got:
+            await got.read()
+            return int(got.status)
+
+    assert sorted(await asyncio.gather(*(one() for _ in range(10)))) == [200] * 6 + [429] * 4
+    async with asyncio.timeout(30):
+        while len(here.engine.requests) + len(candidate.requests) < 12:  # six were asked again
+            await asyncio.sleep(0.02)
+        while not (spent := await here.rows("ai_budgets", "starts")) or spent[0]["tokens"] < 6 * 11:
+            await asyncio.sleep(0.05)
+    assert [(row["requests"], row["tokens"]) for row in spent] == [(6, 6 * 11)]
+    assert len(await here.written(6)) == 6
+    counts = (await here.gateway.analysis())["versions"]["v2"]
+    assert (counts["requests"], counts["errors"]) == (0, 0)
 
 
 async def test_an_officer_exports_and_deletes_what_is_kept_of_a_user(place: Any) -> None:
