@@ -38,6 +38,8 @@ def containers(rendered: Any) -> Iterator[dict[str, Any]]:
     if isinstance(rendered, dict):
         for key in ("containers", "initContainers"):
             yield from rendered.get(key) or []
+        if "autoscalerOptions" in rendered:  # of which KubeRay makes one
+            yield {"name": "autoscaler"} | rendered["autoscalerOptions"]
         for value in rendered.values():
             yield from containers(value)
     elif isinstance(rendered, list):
@@ -62,15 +64,17 @@ def test_every_pod_that_the_operator_makes_has_them(make: Any) -> None:
     run = make.run_spec(hardware={"accelerator": "nvidia-l4", "workers": {"min": 1, "max": 2}})
     published = ModelVersionSpec(model="support-bot", version="v1", manifest=manifest, publish=PublishSpec())
     rendered = [
-        ray_service(meta, make.pool_spec(hardware={"accelerator": "nvidia-l4"}), version, settings),
+        ray_service(
+            meta, make.pool_spec(hardware={"accelerator": "nvidia-l4"}, replicas={"max": 2}), version, settings
+        ),
         ray_service(meta, make.pool_spec(), version, settings),
         ray_job(make.meta("train"), run, "l", 1, settings),
         publish_job(make.meta("v1"), published, "l", 0, PublishStage(percent=100), settings),
         *(body for _, body in gateway_objects(meta, make.pool_spec(), settings)),
     ]
     found = list(containers(rendered))
-    assert {c["name"] for c in found} >= {"ray-head", "ray-worker", "gateway"}
-    assert len(found) >= 7
+    assert {c["name"] for c in found} >= {"ray-head", "ray-worker", "gateway", "autoscaler"}
+    assert len(found) >= 8
     assert reporting(found) == []
 
 

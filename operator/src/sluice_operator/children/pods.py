@@ -15,6 +15,9 @@ TMP = {"name": "tmp", "emptyDir": {}}
 SHARED_MEMORY = {"name": "shm", "emptyDir": {"medium": "Memory"}}
 """Ray's object store lives in /dev/shm; a container's default of 64 MB makes it fall back to slow files."""
 
+QUIET = [{"name": name, "value": value} for name, value in sorted(OFF_SWITCHES.items())]
+"""For containers that KubeRay adds: what `environment` has of this for our own."""
+
 
 def environment(settings: Settings, **own: str) -> list[dict[str, str]]:
     """Environment variables of a container, sorted by name so that equal settings give equal pods."""

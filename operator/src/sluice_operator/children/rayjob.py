@@ -17,7 +17,7 @@ from sluice_contracts.training_run import TrainingRunSpec
 from sluice_operator.children.hardware import Machine, machine
 from sluice_operator.children.job_config import config_map_name
 from sluice_operator.children.metadata import child, labels
-from sluice_operator.children.pods import SHARED_MEMORY, TMP, container, environment, overlay, pod_spec
+from sluice_operator.children.pods import QUIET, SHARED_MEMORY, TMP, container, environment, overlay, pod_spec
 from sluice_operator.children.ray_ready import RAY_READY
 from sluice_operator.kube.resources import RAY_JOB, TRAINING_RUN
 from sluice_operator.plan import Meta
@@ -37,7 +37,8 @@ LOGICAL_CPUS = 2
 Ray starts a Python process for each at once."""
 HEAD_RESOURCES = {"cpu": "1", "memory": "2Gi"}
 """Of a head that only coordinates."""
-AUTOSCALER = {
+AUTOSCALER: dict[str, Any] = {
+    "env": QUIET,
     # KubeRay gives this container of the head's pod no security context of its own.
     "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "512Mi"}},

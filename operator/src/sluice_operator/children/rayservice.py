@@ -19,7 +19,7 @@ from sluice_contracts.training_run import ManifestReference
 from sluice_operator.children.adapters import adapter_serve_application, room
 from sluice_operator.children.hardware import HardwareError, Machine, machine
 from sluice_operator.children.metadata import child, labels, short_name
-from sluice_operator.children.pods import SHARED_MEMORY, TMP, container, environment, overlay, pod_spec
+from sluice_operator.children.pods import QUIET, SHARED_MEMORY, TMP, container, environment, overlay, pod_spec
 from sluice_operator.children.ray_ready import RAY_READY
 from sluice_operator.children.scaling import deployment_scaling, first_machines
 from sluice_operator.kube.resources import INFERENCE_POOL, RAY_SERVICE
@@ -40,6 +40,7 @@ AUTOSCALER: dict[str, Any] = {
     "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"cpu": "500m", "memory": "512Mi"}},
     # Without it the sidecar alone would keep the pod out of a namespace that enforces the `restricted` standard.
     "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    "env": QUIET,
 }
 """KubeRay's `autoscalerOptions` (ray.io/v1, AutoscalerOptions): the sidecar in the head pod that asks for machines."""
 
