@@ -207,6 +207,24 @@ async def test_a_client_that_leaves_frees_its_slot_and_stops_the_engine(
     assert (counts["requests"], counts["errors"]) == (2, 0)
 
 
+async def test_a_client_that_leaves_before_a_whole_answer_stops_the_engine_too(
+    gateway: Any, engines: Any, served: Any
+) -> None:
+    engine = await engines("word")
+    engine.hold = asyncio.Event()
+    await gateway.route(served(engine), limits=RoutingLimits(in_flight_per_replica=1, queue=0))
+    leaver = asyncio.create_task(gateway.openai().chat.completions.create(model=MODEL, messages=HI))
+    await until(lambda: engine.running == 1, "it runs")
+    leaver.cancel()
+    await until(
+        lambda: engine.aborted == 1, "the engine stops", seconds=2
+    )  # a few milliseconds where nothing else runs
+    engine.hold.set()
+    await gateway.openai().chat.completions.create(model=MODEL, messages=HI)
+    counts = (await gateway.analysis())["versions"]["v1"]
+    assert (counts["requests"], counts["errors"], counts["finishReasons"].get("client_closed")) == (2, 0, 1)
+
+
 async def test_a_client_that_leaves_the_queue_leaves_no_trace(gateway: Any, engines: Any, served: Any) -> None:
     engine = await engines("word")
     engine.hold = asyncio.Event()
