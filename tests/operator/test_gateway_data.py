@@ -64,6 +64,15 @@ def test_gateways_without_a_shared_database_know_how_many_they_are(make: Any) ->
     assert "SLUICE_DATABASE_URL_FILE" not in env
 
 
+def test_drift_arrives_as_it_is_in_the_spec_and_not_at_all_unless_it_is_there(make: Any) -> None:
+    assert "SLUICE_DRIFT" not in env_of(pod_of(make))
+    drift = {"intents": [{"name": "refund", "phrases": ["money back"]}], "reference": {"days": 7}, "minCell": 20}
+    env = env_of(pod_of(make, drift=drift, interactions={"databaseSecretRef": SECRET}))
+    found = read_settings({k: v for k, v in env.items() if k != "SLUICE_DATABASE_URL_FILE"}).drift
+    assert found is not None
+    assert (found.intents[0].phrases, found.reference.days, found.min_cell) == (["money back"], 7, 20)
+
+
 def test_what_is_rendered_is_what_the_gateway_reads(make: Any) -> None:
     keys = {"keysConfigMapRef": {"name": "issuer", "key": "jwks.json"}}
     jwt = ISSUER | keys | {"tenantClaim": "org", "algorithms": ["ES256", "EdDSA"]}

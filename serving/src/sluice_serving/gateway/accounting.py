@@ -105,10 +105,6 @@ class Accounting:
             raise ApiError(503, "The pool has several gateways and no shared database, so each knows only what it was "
                            "told itself: set gateway.interactions.databaseSecretRef.",
                            code="no_shared_database")  # fmt: skip
-        if self._pseudonym_key is None:
-            raise ApiError(503, "The gateway has no key for pseudonyms, so it would not know a user again: set "
-                           "SLUICE_PSEUDONYM_KEY_FILE, or the pool's gateway.interactions.pseudonymKeySecretRef.",
-                           code="no_pseudonym_key")  # fmt: skip
 
     def pseudonym(self, tenant: str, user: str | None) -> str | None:
         """The user's name in records. Without a key of its own it follows from the API keys, and changes with them."""

@@ -182,7 +182,13 @@ class DriftCounter(Collector):
         while self._queue:
             day, version, heard = self._queue.popleft()
             self._queued -= len(heard.request or b"") + len(heard.answer or b"")
-            for feature, name in self._reader.bins(heard).items():
+            try:
+                found = self._reader.bins(heard)
+            except Exception as error:  # no request may end the counting of all others; its text may be in the error's
+                self.skipped["unreadable"] += 1
+                logger.error("drift: a request cannot be read (%s)", type(error).__name__)
+                continue
+            for feature, name in found.items():
                 self._counts[day, version, feature, name] += 1
             self.counted += 1
             await asyncio.sleep(0)

@@ -85,7 +85,7 @@ class Reader:
     def _intent(self, label: object, asked: str, answer: "Answer | None") -> str:
         """What the application says, else the answer, else the first intent whose phrase the question has."""
         if label is not None:
-            return str(label) if label in self._names else OTHER
+            return label if isinstance(label, str) and label in self._names else OTHER
         if self._field is not None:
             named = self._named(answer.text) if answer is not None else None
             return named if named in self._names else OTHER
@@ -142,7 +142,8 @@ def _response(stream: bool, body: bytes) -> Answer | None:
     items = response.get("output") if isinstance(response, dict) else None
     if not isinstance(items, list):
         return None
-    parts = [p for item in items if isinstance(item, dict) for p in item.get("content") or [] if isinstance(p, dict)]
+    contents = [item.get("content") for item in items if isinstance(item, dict)]
+    parts = [p for c in contents if isinstance(c, list) for p in c if isinstance(p, dict)]
     text = "\n".join(str(p.get("text") or "") for p in parts if p.get("type") == "output_text")
     return Answer(text, any(p.get("type") == "refusal" for p in parts))
 
@@ -162,7 +163,7 @@ def question(request: dict[str, Any]) -> str:
 def _label(value: object, known: Iterable[str]) -> str:
     if value is None:
         return UNLABELLED
-    return str(value) if value in set(known) else OTHER
+    return value if isinstance(value, str) and value in set(known) else OTHER
 
 
 def _plain(text: str) -> str:
