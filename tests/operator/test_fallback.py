@@ -12,6 +12,8 @@ from sluice_operator.kinds import references
 from sluice_operator.kube.resources import INFERENCE_POOL, NETWORK_POLICY
 from sluice_operator.prices import Prices
 
+from tests.operator.test_flows import serve_first
+
 KEYS = {"auth": {"secretRef": {"name": "keys"}}}
 DIGEST = "sha256:" + "5" * 64
 SERVED = ServedVersion(
@@ -141,29 +143,28 @@ class TestTemplates:
 
 
 @pytest.mark.apiserver
-async def test_a_pool_that_comes_later_becomes_the_fallback_and_lets_the_gateway_in(cluster: Any, make: Any) -> None:
-    def body(fallback: dict[str, Any]) -> dict[str, Any]:
-        return spec_of(make, fallback).wire()  # type: ignore[no-any-return]
-
-    async def admitted() -> list[str]:
-        policy = await cluster.get(NETWORK_POLICY, "small-engines")
-        return [] if policy is None else peers(policy)
+async def test_a_pool_that_comes_later_becomes_the_fallback_and_lets_that_gateway_in(
+    cluster: Any, bucket: Any, make: Any
+) -> None:
+    async def admitted(*wanted: str) -> bool:
+        policy = await cluster.get(NETWORK_POLICY, "chat-engines")
+        return policy is not None and peers(policy) == list(wanted)
 
     templates = [{"name": "busy", "version": "3", "document": {"answer": None}}]
-    await cluster.apply(INFERENCE_POOL, "chat", body({"model": {"pool": "small"}, "templates": templates}))
-    await cluster.condition(INFERENCE_POOL, "chat", "FallbackReady", "False", "PoolNotFound")
-    (told,) = (await cluster.routes("chat"))["templates"]
-    assert (told["name"], told["body"]) == ("busy", '{"answer":null}')
-    await cluster.apply(INFERENCE_POOL, "small", body({}))
-    await cluster.condition(INFERENCE_POOL, "chat", "FallbackReady", "False", "PoolNotServing")
-    await cluster.until("the wall lets it in", lambda: both(admitted))
-    await cluster.apply(INFERENCE_POOL, "chat", body({}))
+    fallback = KEYS | {"fallback": {"model": {"pool": "chat"}, "templates": templates}}
+    asking = make.pool_spec(modelVersion="not-there", gateway=fallback).wire()
+    await cluster.apply(INFERENCE_POOL, "front", asking)
+    await cluster.condition(INFERENCE_POOL, "front", "FallbackReady", "False", "PoolNotFound")
+    await serve_first(cluster, bucket, make)
+    await cluster.condition(INFERENCE_POOL, "front", "FallbackReady", "True", "Serving")
+    await cluster.until("the wall lets it in", lambda: admitted("chat", "front"))
 
-    async def shut() -> bool:
-        return await admitted() == ["small"]
+    async def told() -> Any:
+        return (await cluster.routes("front")).get("fallbackModel")
 
-    await cluster.until("the wall is shut again", shut)
-
-
-async def both(admitted: Any) -> bool:
-    return bool(await admitted() == ["small", "chat"])
+    model = await cluster.until("the gateways are told", told)
+    assert (model["pool"], model["backend"]["modelVersion"], model["backend"]["ready"]) == ("chat", "v1", True)
+    (template,) = (await cluster.routes("front"))["templates"]
+    assert (template["name"], template["body"]) == ("busy", '{"answer":null}')
+    await cluster.kube.delete(INFERENCE_POOL, cluster.namespace, "front")
+    await cluster.until("the wall is shut again", lambda: admitted("chat"))

@@ -29,6 +29,10 @@ def test_every_error_and_header_is_described() -> None:
     codes = set(re.findall(r'code="([a-z_]+)"', sources))
     assert codes
     assert {code for code in codes if f"`{code}`" not in DOCUMENT} == set()
-    headers = set(re.findall(r'\(b"(x-sluice-[a-z-]+)"', (SOURCES / "service.py").read_text()))
+    headers = set(
+        re.findall(
+            r'\(b"(x-sluice-[a-z-]+)"', "".join((SOURCES / f).read_text() for f in ("service.py", "fallback.py"))
+        )
+    )
     assert headers
     assert {header for header in headers if f"`{header}`" not in DOCUMENT} == set()

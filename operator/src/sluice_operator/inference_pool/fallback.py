@@ -31,12 +31,19 @@ class OtherPool:
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """Why the pool that is named cannot be used at all."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class ObservedFallback:
     """What is known around a pool's fallback."""
 
     other: OtherPool | None = None
-    why_not: tuple[str, str] | None = None
-    """Reason and message, where the pool that is named cannot be used at all."""
+    why_not: Unusable | None = None
     borrowers: tuple[str, ...] = ()
     """The pools whose gateways may ask this one's engines, as their fallback names it."""
 
@@ -60,16 +67,16 @@ def observe_fallback(meta: Meta, spec: InferencePoolSpec, cache: Cache) -> Obser
     if wanted is None:
         return ObservedFallback(borrowers=borrowers)
     if wanted.pool == meta.name:  # an older CRD lets it through
-        return ObservedFallback(None, ("PoolItself", "it names the pool itself; name another one"), borrowers)
+        return ObservedFallback(None, Unusable("PoolItself", "it names the pool itself; name another one"), borrowers)
     found = cache.get(INFERENCE_POOL, meta.namespace, wanted.pool)
     if found is None or "deletionTimestamp" in found["metadata"]:
         text = f"there is no InferencePool {wanted.pool} in namespace {meta.namespace}; make it, or name another one"
-        return ObservedFallback(None, ("PoolNotFound", text), borrowers)
+        return ObservedFallback(None, Unusable("PoolNotFound", text), borrowers)
     try:
         return ObservedFallback(_read(found), None, borrowers)
     except ValidationError:
         text = f"InferencePool {wanted.pool} cannot be read: see its own conditions"
-        return ObservedFallback(None, ("PoolUnreadable", text), borrowers)
+        return ObservedFallback(None, Unusable("PoolUnreadable", text), borrowers)
 
 
 def _read(pool: Object) -> OtherPool:
@@ -87,26 +94,33 @@ def plan_fallback(meta: Meta, spec: InferencePoolSpec, observed: ObservedFallbac
     wanted = spec.gateway.fallback
     templates, too_large = _templates(wanted.templates)
     model = None
-    condition: tuple[bool, str, str] | None = None
-    if wanted.model is not None:
-        where = "spec.gateway.fallback.model.pool"
-        if observed.why_not is not None:
-            condition = False, observed.why_not[0], f"{where}: {observed.why_not[1]}"
-        elif observed.other is None or observed.other.stable is None:
-            condition = False, "PoolNotServing", f"{where}: no version of {wanted.model.pool} has served yet"
-        else:
-            stable = observed.other.stable
-            model = _route(meta, wanted.model, observed.other.spec, stable, prices)
-            trouble = ", ".join(wanted.model.when)
-            condition = (
-                (True, "Serving", f"{stable.model_version} of {wanted.model.pool} answers where this pool: {trouble}")
-                if stable.ready
-                else (False, "PoolNotServing", f"{where}: {stable.model_version} of {wanted.model.pool} is not ready")
-            )
+    if wanted.model is not None and observed.other is not None and observed.other.stable is not None:
+        model = _route(meta, wanted.model, observed.other.spec, observed.other.stable, prices)
     if too_large:
-        text = f"spec.gateway.fallback.templates: left out, as a document has more than {MAX_DOCUMENT} bytes of JSON: "
-        condition = False, "DocumentTooLarge", text + ", ".join(too_large)
-    return FallbackPlan(model, templates, condition)
+        names = ", ".join(too_large)
+        text = f"spec.gateway.fallback.templates: a document of more than {MAX_DOCUMENT} bytes is left out: {names}"
+        return FallbackPlan(model, templates, _not_ready("DocumentTooLarge", text))
+    return FallbackPlan(model, templates, _condition(wanted.model, observed))
+
+
+def _condition(wanted: FallbackModel | None, observed: ObservedFallback) -> tuple[bool, str, str] | None:
+    """Whether the other pool could answer now."""
+    if wanted is None:
+        return None
+    where = "spec.gateway.fallback.model.pool"
+    if observed.why_not is not None:
+        return _not_ready(observed.why_not.reason, f"{where}: {observed.why_not.message}")
+    stable = observed.other.stable if observed.other is not None else None
+    if stable is None:
+        return _not_ready("PoolNotServing", f"{where}: no version of {wanted.pool} has served yet")
+    if not stable.ready:
+        return _not_ready("PoolNotServing", f"{where}: {stable.model_version} of {wanted.pool} is not ready")
+    troubles = ", ".join(wanted.when)
+    return True, "Serving", f"{stable.model_version} of {wanted.pool} would answer (when: {troubles})"
+
+
+def _not_ready(reason: str, message: str) -> tuple[bool, str, str]:
+    return False, reason, message
 
 
 def _route(

@@ -37,7 +37,8 @@ class Interaction:
     latency: float
     finish_reason: str | None
     route: str
-    """`stable` choice by weight: `split`; `failover`; `template`; `none` if it got no version."""
+    """By weight: `split`; another version: `failover`; another pool's: `model`; `template:<name>@<version>`; `cache`;
+    `none` if nothing answered."""
     outcome: str
     cost: float | None = None
     """By the version's price; None where it has none, or what it is for was not counted."""
