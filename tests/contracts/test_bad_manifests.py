@@ -216,6 +216,23 @@ RULES: list[Case] = [
         ["gateway.tls and gateway.route do not go together: with a route, TLS ends at its Gateway; leave tls out"],
     ),
     (
+        "a collector's token in plain sight",
+        POOL,
+        {
+            "spec.gateway.tracing": {
+                "endpoint": "http://c:4318/v1/traces",
+                "headersSecretRef": {"name": "t", "key": "h"},
+            }
+        },
+        ["gateway.tracing.headersSecretRef needs an endpoint that begins with https://"],
+    ),
+    (
+        "a collector's password in the pool",
+        POOL,
+        {"spec.gateway.tracing": {"endpoint": "https://me:pass@c/v1/traces"}},
+        ["spec.gateway.tracing.endpoint"],
+    ),
+    (
         "counts of weeks in a database that goes with its pod",
         POOL,
         {"spec.gateway.drift": {}},

@@ -70,7 +70,7 @@ def test_every_string_list_and_map_is_bounded(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
 def test_definitions_stay_small_enough_for_every_way_to_apply_them(kind: Kind) -> None:
-    assert len(yaml_text(definition(kind))) < KUBECTL_ANNOTATION_LIMIT / 3
+    assert len(yaml_text(definition(kind))) < KUBECTL_ANNOTATION_LIMIT / 2
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)

@@ -93,3 +93,21 @@ def test_an_issuer_may_be_asked_for_its_keys_and_stand_for_one_tenant(make: Any)
     found = read_settings(env_of(pod_of(make, auth={"secretRef": {"name": "keys"}, "jwt": jwt}))).jwt
     assert found is not None
     assert (found.keys_url, found.tenant, found.keys_file) == ("https://issuer.example/keys", "acme", None)
+
+
+def test_traces_go_where_the_pool_says_with_a_token_that_is_only_mounted(make: Any) -> None:
+    said = {
+        "endpoint": "https://collector.example/v1/traces",
+        "sampleRatio": 0.25,
+        "trustedTenants": ["acme", "beta"],
+        "headersSecretRef": {"name": "collector", "key": "headers"},
+    }
+    pod = pod_of(make, tracing=said)
+    assert volume(pod, "tracing") == {
+        "secret": {"secretName": "collector", "items": [{"key": "headers", "path": "headers"}]}
+    }
+    found = read_settings(env_of(pod)).tracing
+    assert found is not None
+    assert (found.endpoint, found.ratio, found.service) == (said["endpoint"], 0.25, "chat-gateway")
+    assert (found.trusted_tenants, str(found.headers_file)) == ({"acme", "beta"}, "/etc/sluice/tracing/headers")
+    assert not [name for name in env_of(pod_of(make)) if "TRACING" in name]

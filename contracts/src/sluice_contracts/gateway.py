@@ -10,6 +10,7 @@ from sluice_contracts.fallback import Fallback
 from sluice_contracts.gateway_data import GatewayAuth, Interactions
 from sluice_contracts.kubernetes import ObjectName, PodTemplate, SecretReference, cel
 from sluice_contracts.response_cache import Cache
+from sluice_contracts.tracing import Tracing
 
 
 class ParentReference(Contract):
@@ -78,6 +79,7 @@ class Gateway(Contract):
     """Counts of what is asked and answered, for seeing it change. Nothing is counted unless this is set."""
     route: GatewayRoute | None = None
     tls: GatewayTls | None = None
+    tracing: Tracing | None = None
     allowed_namespaces: Annotated[list[ObjectName], Field(max_length=64)] = []
     """Namespaces whose pods may call the API; with a route, also the one its Gateway's proxies run in. None: all."""
     pod_template: PodTemplate | None = None

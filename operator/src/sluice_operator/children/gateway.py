@@ -119,6 +119,8 @@ def _deployment(meta: Meta, spec: InferencePoolSpec, settings: Settings) -> dict
     }
     mounts: list[dict[str, Any]] = [*data.mounts, {"name": "tmp", "mountPath": "/tmp"}]
     volumes: list[dict[str, Any]] = [*data.volumes, TMP]
+    if spec.gateway.tracing is not None:
+        env["SLUICE_TRACING_SERVICE"] = gateway_name(meta.name)
     judge = spec.rollout.mirror.judge
     if judge is not None and judge.token_secret_ref is not None:
         env["SLUICE_JUDGE_TOKEN_FILE"] = f"{JUDGE}/{judge.token_secret_ref.key}"

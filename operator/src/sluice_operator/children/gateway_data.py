@@ -11,6 +11,7 @@ from sluice_contracts.gateway import Gateway
 from sluice_contracts.gateway_data import Issuer
 from sluice_contracts.kubernetes import ConfigMapKeyReference, SecretKeyReference
 from sluice_contracts.response_cache import CacheRedis
+from sluice_contracts.tracing import Tracing
 
 from sluice_operator.children.hardware import quantity
 
@@ -18,6 +19,7 @@ KEYS = "/etc/sluice/keys"
 DATABASE = "/etc/sluice/database"
 PSEUDONYM = "/etc/sluice/pseudonym"
 ISSUER = "/etc/sluice/issuer"
+TRACING = "/etc/sluice/tracing"
 REDIS = "/etc/sluice/redis"
 REDIS_CA = "/etc/sluice/redis-ca"
 DATA = "/var/lib/sluice"
@@ -38,7 +40,7 @@ class PodParts:
 
 
 def data_parts(gateway: Gateway) -> PodParts:
-    """For `spec.gateway.auth`, `spec.gateway.interactions` and `spec.gateway.drift`."""
+    """For `spec.gateway.auth`, `spec.gateway.interactions`, `spec.gateway.drift` and `spec.gateway.tracing`."""
     kept = gateway.interactions
     parts = PodParts()
     parts.env = {
@@ -66,7 +68,19 @@ def data_parts(gateway: Gateway) -> PodParts:
         _add_issuer(parts, gateway.auth.jwt)
     if gateway.cache.redis is not None:
         _add_redis(parts, gateway.cache.redis)
+    if gateway.tracing is not None:
+        _add_tracing(parts, gateway.tracing)
     return parts
+
+
+def _add_tracing(parts: PodParts, tracing: Tracing) -> None:
+    parts.env["SLUICE_TRACING_ENDPOINT"] = tracing.endpoint
+    parts.env["SLUICE_TRACING_RATIO"] = repr(tracing.sample_ratio)
+    if tracing.trusted_tenants:
+        parts.env["SLUICE_TRACING_TRUSTED_TENANTS"] = ",".join(tracing.trusted_tenants)
+    if tracing.headers_secret_ref is not None:
+        parts.env["SLUICE_TRACING_HEADERS_FILE"] = f"{TRACING}/{tracing.headers_secret_ref.key}"
+        parts.mount("tracing", TRACING, _secret(tracing.headers_secret_ref))
 
 
 def _add_redis(parts: PodParts, redis: CacheRedis) -> None:

@@ -146,10 +146,10 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         await servers[0]
         if gateway.drift is not None:
             await gateway.drift.finish()
-        gateway.interactions.close()
-        await asyncio.wait({writing}, timeout=FLUSH_SECONDS)
         if tracer is not None and exporting is not None:
             await tracer.exporter.close(exporting)
+        gateway.interactions.close()
+        await asyncio.wait({writing}, timeout=FLUSH_SECONDS)
         internal.should_exit = True
         await servers[1]
     finally:
@@ -157,6 +157,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        await gateway.interactions.database.close()  # a task that looked into it meanwhile has opened it again
         await gateway.mirror.close()
         gateway.holding.close()
         await gateway.upstream.close()

@@ -92,7 +92,7 @@ class TraceExporter(Collector):
         resource: Mapping[str, str],
         headers_file: Path | None = None,
         *,
-        interval: float = INTERVAL_SECONDS,
+        interval: float | None = None,
         pauses: tuple[float, float] = PAUSE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -102,7 +102,8 @@ class TraceExporter(Collector):
         """Spans by why they were dropped."""
         self._endpoint, self._headers_file = endpoint, headers_file
         self._resource = Resource(attributes=[key_value(k, v) for k, v in resource.items()])
-        self._interval, self._pauses, self._clock = interval, pauses, clock
+        self._interval = INTERVAL_SECONDS if interval is None else interval
+        self._pauses, self._clock = pauses, clock
         self._queue: deque[Span] = deque()
         self._enough = asyncio.Event()
         self._closing = asyncio.Event()
@@ -116,8 +117,8 @@ class TraceExporter(Collector):
 
     def add(self, span: Span) -> None:
         """Take a span. Returns at once; one too many is dropped."""
-        if len(self._queue) >= QUEUE:
-            self._lose(1, "queue_full")
+        if len(self._queue) >= QUEUE or self._closing.is_set():
+            self._lose(1, "stopped" if self._closing.is_set() else "queue_full")
             return
         self._queue.append(span)
         if len(self._queue) == BATCH:
