@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sqlite3
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,14 +79,35 @@ class TestAnotherModel:
         stream = await failing.openai().chat.completions.create(model=MODEL, messages=HI, stream=True)
         assert {chunk.model async for chunk in stream} == {"small-bot"}
 
-    async def test_its_record_says_who_answered_and_how(self, failing: Any) -> None:
-        await failing.fall_back()
+    async def test_its_record_says_who_answered_and_how_and_at_whose_price(self, failing: Any, served: Any) -> None:
+        await failing.fall_back(served(failing.small, "small-3", 0, price=Price(prompt_token=1)))
         async with failing.chat() as got:
             assert got.status == 200
         await failing.close()
-        assert recorded(failing, "model", "version", "lineage", "route", "outcome") == [
-            ("small-bot", "small-3", "lineage-of-small-3", "model", "ok")
+        assert recorded(failing, "model", "version", "lineage", "route", "outcome", "cost") == [
+            ("small-bot", "small-3", "lineage-of-small-3", "model", "ok", 7.0)
         ]
+
+    async def test_a_budget_of_money_is_not_spent_where_there_is_no_price(self, failing: Any, served: Any) -> None:
+        key = {"id": "web", "digest": "sha256:" + sha256(b"sk-money").hexdigest()}
+        policy = {"keys": [key], "budgets": [{"window": "day", "money": "9"}]}
+        (failing.folder / "keys" / "globex").write_text(json.dumps(policy))
+        model = other(served(failing.small, "small-3", 0))
+        for price, wanted in ((None, (502, None)), (Price(output_token=0.5), (200, "model"))):
+            paid = model.model_copy(update={"backend": model.backend.model_copy(update={"price": price})})
+            await failing.route(served(failing.bad, price=Price()), fallback_model=paid)
+
+            async def known() -> bool:
+                return (await ask(failing, key="sk-money"))[0] != 401
+
+            await until(known, "the key is known")
+            assert await ask(failing, key="sk-money") == wanted
+
+    async def test_a_client_may_rather_have_the_error(self, failing: Any) -> None:
+        await failing.fall_back(table={"fallback_template": "Sorry."})
+        found = [await ask(failing, headers={"x-sluice-fallback": wish}) for wish in ("none", "non", "template")]
+        assert found == [(502, None), (502, None), (200, "template")]
+        assert failing.small.requests == []
 
     async def test_one_that_fails_too_leaves_it_to_the_template_and_the_failure_counts_once(self, failing: Any) -> None:
         await failing.fall_back(table={"fallback_template": "Sorry."})
@@ -171,13 +193,14 @@ class TestAnotherModel:
         assert "sluice_mirror_requests_total{" not in await failing.metrics()
 
 
-async def ask(gateway: Any) -> tuple[int, str | None]:
-    async with gateway.chat() as got:
+async def ask(gateway: Any, **how: Any) -> tuple[int, str | None]:
+    async with gateway.chat(**how) as got:
         return got.status, got.headers.get("x-sluice-fallback")
 
 
 def request(kind: Any = "chat", limits: Any = None, **body: Any) -> Any:
-    asked = {"chat": {"messages": HI}, "text": {"prompt": "hi"}, "embeddings": {"input": "hi"}}[kind]
+    hi = {"input": "hi"}
+    asked = {"chat": {"messages": HI}, "text": {"prompt": "hi"}, "embeddings": hi, "responses": hi}[kind]
     return read_completion(kind, json.dumps({"model": MODEL} | asked | body).encode(), MODEL, limits or RoutingLimits())
 
 
@@ -224,6 +247,8 @@ class TestTemplates:
             ({"structured_outputs": {"choice": ["Later.", "Now."]}}, "general"),
             ({"structured_outputs": {"choice": ["yes", "no"]}}, None),
             ({"structured_outputs": {"regex": ".*"}}, None),
+            ({"kind": "responses", "text": {"format": {"type": "json_schema", "schema": SCHEMA}}}, "intent"),
+            ({"kind": "responses", "text": {"format": {"type": "text"}}}, "general"),
             ({"kind": "embeddings"}, None),
         ],
     )
