@@ -39,6 +39,15 @@ def test_a_pool_may_scale_to_zero(api: Any) -> None:
 
 
 @pytest.mark.apiserver
+def test_drift_is_switched_on_by_its_name_alone(api: Any) -> None:
+    stored = {"spec.gateway.interactions": {"databaseSecretRef": {"name": "db", "key": "url"}}}
+    drift = {"reference": {"firstDay": "2026-01-01", "lastDay": "2026-01-31"}, "intents": [{"name": "refund"}]}
+    for changes in ({}, drift | {"intentField": "intent"}):
+        kept = api.accepted(changed(POOL, {"metadata.name": "good", "spec.gateway.drift": changes} | stored))
+        assert kept["spec"]["gateway"]["drift"]["thresholds"] == {"moderate": 0.1, "major": 0.25}
+
+
+@pytest.mark.apiserver
 @pytest.mark.parametrize(
     ("accelerator", "topology", "hosts", "more"),
     [

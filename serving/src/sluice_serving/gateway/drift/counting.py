@@ -24,7 +24,7 @@ from starlette.types import Message, Send
 from sluice_serving.gateway.database import Database, DatabaseDown, DataRefused
 from sluice_serving.gateway.drift import store
 from sluice_serving.gateway.drift.cells import day_before
-from sluice_serving.gateway.drift.features import Heard, Reader
+from sluice_serving.gateway.drift.features import MAX_BODY, Heard, Reader
 from sluice_serving.gateway.drift.psi import Level
 from sluice_serving.gateway.drift.report import Report, make_report, needed_from, spared
 from sluice_serving.gateway.observations import Outcome
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sluice.gateway")
 
-MAX_BYTES = 65_536
-"""Of a request, and of an answer, that are looked at; longer ones are counted by their length only."""
 QUEUE = 512
 QUEUE_BYTES = 8 << 20
 READ_SECONDS = 0.25
@@ -49,6 +47,8 @@ IDLE_DAYS = 7
 """The last day with counts is shown in the metrics for so long."""
 FINISH_SECONDS = 5.0
 ANSWERED = frozenset({"ok", "cached"})
+OWN = frozenset({"split", "failover", "cache"})
+"""Routes on which a version of the pool answered."""
 LEVELS = (Level.STABLE, Level.MODERATE, Level.MAJOR)
 
 
@@ -60,20 +60,22 @@ class Hearing:
     def __init__(self, counter: "DriftCounter", body: bytes, send: Send) -> None:
         self._counter = counter
         self._send = send
-        self.request = body if len(body) <= MAX_BYTES else None
+        self.request = body if len(body) <= MAX_BODY else None
         self.answer: bytearray | None = bytearray()
 
     def send(self, message: Message) -> "Awaitable[None]":
         """The client's `send`, with a copy kept of what is said."""
         if self.answer is not None:
             self.answer += message.get("body", b"")
-            if len(self.answer) > MAX_BYTES:
+            if len(self.answer) > MAX_BODY:
                 self.answer = None
         return self._send(message)
 
     def end(self, exchange: "Exchange", outcome: Outcome) -> None:
         """The request is over; count it if a version answered it."""
-        if exchange.backend is None or outcome.label not in ANSWERED or exchange.visit is None:
+        if exchange.backend is None or exchange.visit is None:
+            return
+        if outcome.label not in ANSWERED or exchange.route not in OWN:
             return
         heard = Heard(
             exchange.kind,

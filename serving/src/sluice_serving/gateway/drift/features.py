@@ -21,6 +21,8 @@ from sluice_serving.gateway.transcript import Transcript
 PROMPT_EDGES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 ANSWER_EDGES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Tokens. 16, 64 and 256 are also the edges of a device's signals."""
+MAX_BODY = 65_536
+"""Bytes of a request, and of an answer, that are looked at; longer ones are counted by their length only."""
 OPENING = 200
 """Characters of an answer in which a phrase is a refusal."""
 MAX_LOOKED_AT = 4000
@@ -64,7 +66,8 @@ class Reader:
             found["prompt_length"] = length(heard.prompt_tokens, PROMPT_EDGES)
         if heard.output_tokens is not None:
             found["answer_length"] = length(heard.output_tokens, ANSWER_EDGES)
-        answer = None if heard.answer is None else read_answer(heard.kind, heard.stream, heard.answer)
+        enough = MAX_BODY if self._field else OPENING
+        answer = None if heard.answer is None else read_answer(heard.kind, heard.stream, heard.answer, enough)
         if heard.finish_reason == "content_filter":
             found["refusal"] = "refused"
         elif answer is not None:
@@ -119,8 +122,8 @@ class Answer:
     refused: bool
 
 
-def read_answer(kind: Kind, stream: bool, body: bytes) -> Answer | None:
-    """What was said; None where it cannot be read."""
+def read_answer(kind: Kind, stream: bool, body: bytes, enough: int = MAX_BODY) -> Answer | None:
+    """What was said, of a stream at least `enough` characters; None where it cannot be read."""
     if kind == "responses":
         return _response(stream, body)
     if not stream:
@@ -129,6 +132,8 @@ def read_answer(kind: Kind, stream: bool, body: bytes) -> Answer | None:
         transcript = Transcript()
         for event in body.split(b"\n\n"):
             transcript.feed(event)
+            if (begun := transcript.first) is not None and len(begun.text) >= enough:
+                break
     said = transcript.first
     return None if said is None else Answer(said.text, said.refused)
 

@@ -13,8 +13,8 @@ from sluice_serving.gateway.drift.psi import Comparison, Level, compare
 TREND_DAYS = 14
 SINCE_DAYS = 90
 """How far back the beginning of a drift is looked for."""
-SHOWN = 3
-"""Bins in the table."""
+SHOWN, WORTH_SHOWING = 3, 0.05
+"""Bins in the table: so many at most, each with so much of the PSI at least."""
 SHIFTED = frozenset({Level.MODERATE, Level.MAJOR})
 BLOCKS = "▁▂▃▄▅▆▇█"
 HEADINGS = ("VERSION", "FEATURE", "PSI", "CHANCE", "LEVEL", "SINCE", f"LAST {TREND_DAYS} DAYS", "MOVED MOST")
@@ -179,7 +179,8 @@ def _row(one: Finding, settings: Drift) -> tuple[str, ...]:
     if at.psi is None or at.chance is None:
         counted = f"{at.n:.0f} requests, {at.reference_n:.0f} in the reference"
         return one.version, one.feature, "-", "-", at.level.value, "", _blocks(one.trend, settings), counted
-    moved = [f"{m.bin} {_percent(m.reference)} -> {_percent(m.now)}" for m in at.moved[:SHOWN] if m.part > 0]
+    large = [m for m in at.moved[:SHOWN] if m.part >= WORTH_SHOWING * at.psi]
+    moved = [f"{m.bin} {_percent(m.reference)} -> {_percent(m.now)}" for m in large]
     psi, chance = f"{at.psi:.3f}", f"{at.chance:.3f}"
     trend = _blocks(one.trend, settings)
     told = ", ".join(moved) if at.level in SHIFTED else ""
