@@ -13,6 +13,8 @@ import asyncpg
 import pytest
 from sluice_serving.gateway.database import Database, open_database
 
+from tests.serving.data.redis_server import RedisServer
+
 INITDB = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
 
@@ -87,3 +89,20 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     opened = open_database(database_url)
     yield opened
     await opened.close()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One for all tests of a worker."""
+    server = RedisServer()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer) -> RedisServer:
+    """Running, and empty."""
+    redis_server.start()
+    with redis_server.client() as admin:
+        admin.flushall()
+    return redis_server
