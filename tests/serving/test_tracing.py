@@ -40,7 +40,7 @@ from sluice_serving.gateway.trace_export import (
     parse_headers,
 )
 from sluice_serving.gateway.trace_settings import TracingSettings
-from sluice_serving.gateway.tracing import Sampling, Span, Tracer
+from sluice_serving.gateway.tracing import Sampling, Span, Trace, Tracer
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SECRET = "my pin is 4711"
@@ -229,6 +229,28 @@ async def test_what_goes_wrong_is_told_by_kind_and_each_attempt_is_seen(
     assert errors == [("engine_error", failed), ("invalid_request", unset), ("invalid_api_key", unset)]
     assert "sluice.tenant" not in attributes(receiver.of("POST /v1/chat/completions")[-1])
     assert not [word for word in FORBIDDEN if word in str(receiver.spans)]
+
+
+async def test_a_request_that_waits_in_vain_is_seen_waiting(
+    start_gateway: Any, engines: Any, served: Any, receiver: Receiver
+) -> None:
+    gateway = await start_gateway(tracing=tracing(receiver))
+    engine = await engines()
+    engine.hold = asyncio.Event()
+    limits = RoutingLimits(in_flight_per_replica=1, queue=1, queue_timeout_seconds=0.2)
+    await gateway.route(served(engine, "v1", 100), limits=limits)
+    first = asyncio.create_task(gateway.chat().__aenter__())
+    await eventually(lambda: engine.running == 1, "the engine is busy")
+    async with gateway.chat() as response:
+        assert response.status == 429
+    await eventually(lambda: receiver.of("POST /v1/chat/completions"), "the refusal has arrived")
+    (refused,) = receiver.of("POST /v1/chat/completions")
+    assert attributes(refused)["error.type"] == "overloaded"
+    (waited,) = [s for s in receiver.of("queue") if s.trace_id == refused.trace_id]
+    assert attributes(waited)["error.type"] == "queue_timeout"
+    assert waited.end_time_unix_nano - waited.start_time_unix_nano > 0.15e9
+    engine.hold.set()
+    (await first).close()
 
 
 async def test_kept_answers_and_copies_have_their_place_in_the_trace(
@@ -485,7 +507,7 @@ def test_a_trusted_parent_decides_and_else_the_ratio(
     exporter: Any = Counting()
     tracer = Tracer(Sampling(ratio, frozenset({"acme"} if trusted else ())), exporter, chance=lambda: chance)
     headers = [] if parent is None else [(b"traceparent", traceparent(TRACE, PARENT, sampled=parent).encode())]
-    trace = tracer.begin("chat", {"headers": headers, "method": "POST", "path": "/v1/chat/completions"})
+    trace = Trace(tracer, "chat", {"headers": headers, "method": "POST", "path": "/v1/chat/completions"})
     trace.admit("acme")
     assert trace.sampled is (parent if trusted and parent is not None else chance < ratio)
     assert (trace.id == TRACE) is (trusted and parent is not None)

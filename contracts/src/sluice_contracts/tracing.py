@@ -14,14 +14,14 @@ TracedTenant = Annotated[
 
 
 class Tracing(Contract):
-    """The gateway sends a trace of some requests to an OpenTelemetry collector (OTLP over HTTP, protobuf). No content, key
-    or name of a user is in it."""
+    """The gateway sends a trace of some requests to an OpenTelemetry collector (OTLP over HTTP, protobuf). No content,
+    key or name of a user is in it."""
 
     model_config = cel(
         (
             "!has(self.headersSecretRef) || self.endpoint.startsWith('https://')",
-            "gateway.tracing.headersSecretRef needs an endpoint that begins with https://: a token would be readable on "
-            "its way",
+            "gateway.tracing.headersSecretRef needs an endpoint that begins with https://: a token would be readable "
+            "on its way",
         ),
     )
 
@@ -34,5 +34,5 @@ class Tracing(Contract):
     """Headers for the collector, such as a token: `name=value`, separated by commas, values percent-encoded, as in
     OTEL_EXPORTER_OTLP_HEADERS. Read anew for each request to it."""
     trusted_tenants: Annotated[list[TracedTenant], Field(max_length=64)] = []
-    """Tenants whose requests join the trace that their `traceparent` names, and are sampled where it says so. Others can
-    do neither: their requests begin a trace here, with a link to theirs."""
+    """Tenants whose requests join the trace that their `traceparent` names, and are sampled where it says so. Others
+    can do neither: their requests begin a trace here, with a link to theirs."""

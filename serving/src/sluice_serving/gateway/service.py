@@ -142,17 +142,10 @@ class Gateway:
     async def complete(self, kind: Kind, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; stop all work for it when the client leaves."""
         exchange = Exchange(kind)
-        if self.tracer is None:
+        with UNTRACED if self.tracer is None else self.tracer.following(exchange, scope):
             await self._complete(exchange, scope, receive, send)
-            return
-        exchange.trace = self.tracer.begin(kind, scope)
-        try:
-            await self._complete(exchange, scope, receive, send)
-        finally:
-            exchange.trace.end(exchange)
 
     async def _complete(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = exchange.kind
         try:
             caller = await self.authenticate(scope)
             exchange.tenant = caller.tenant
@@ -161,7 +154,7 @@ class Gateway:
             table = self._table()
             body = await read_body(scope, receive, table.limits.max_request_bytes)
             exchange.request_bytes = len(body)
-            completion = read_completion(kind, body, table.model, table.limits)
+            completion = read_completion(exchange.kind, body, table.model, table.limits)
             self._identify(exchange, caller, completion, scope, table)
             priced = all(b.price is not None for b in table.backends)
             exchange.visit = await self.accounting.begin(caller, completion, scope, send, priced=priced)
@@ -230,7 +223,10 @@ class Gateway:
     async def _answer(self, exchange: Exchange, completion: Completion, send: Send) -> None:
         try:
             try:
-                await self._from_some_version(exchange, completion, send)
+                answering = self._from_some_version(exchange, completion, send)
+                if self.fallbacks.patience is not None:
+                    answering = self.fallbacks.impatiently(answering, exchange, completion)
+                await answering
             except (Overloaded, Asleep, EngineFailed) as error:
                 if exchange.started or not await self.fallbacks.answer(error, exchange, completion, send):
                     raise
@@ -274,20 +270,16 @@ class Gateway:
             came = time.monotonic()
             patience = self.holding.patience(backend, table)
             held = self.holding.held(backend)  # waiting for an engine to wake says nothing of the version
-            got_place = False
             try:
                 caller = exchange.visit.caller
-                taken = await lane.acquire(caller.key_id, patience, caller.priority)
-                got_place = True
+                with UNTRACED if exchange.trace is None else exchange.trace.waiting(backend, held=held):
+                    taken = await lane.acquire(caller.key_id, patience, caller.priority)
             except LaneClosed:
                 continue
             except Overloaded as error:
                 if error.kind == "queue_timeout" and not held:
                     self.observations.waited(backend.model_version, table.window, time.monotonic() - came)
                 raise self.holding.explained(error, backend) from None
-            finally:
-                if exchange.trace is not None:
-                    exchange.trace.waited(backend, came, held=held, failed=not got_place)
             if not held:
                 self.observations.waited(backend.model_version, table.window, time.monotonic() - came)
             exchange.backend = backend

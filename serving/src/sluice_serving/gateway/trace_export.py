@@ -35,7 +35,7 @@ QUEUE = 4096
 """Spans that wait at most: a few megabytes."""
 BATCH = 512
 """Spans of one request to the collector."""
-PIECE = 32
+PIECE = 16
 """Spans encoded at once, between two looks at the event loop."""
 INTERVAL_SECONDS = 2.0
 SEND_SECONDS = 10.0

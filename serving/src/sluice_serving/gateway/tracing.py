@@ -16,7 +16,8 @@ has it for public endpoints. Nobody outside can thus have himself sampled, or wr
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -24,6 +25,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
+from sluice_serving.gateway.admission import Overloaded
 from sluice_serving.gateway.errors import ApiError, EngineFailed
 from sluice_serving.gateway.parameters import Kind
 from sluice_serving.gateway.trace_context import TraceContext, read_context, traceparent
@@ -87,9 +89,14 @@ class Tracer:
     bits: Callable[[int], int] = random.getrandbits
     sampled: int = field(default=0, init=False)
 
-    def begin(self, kind: Kind, scope: Scope) -> "Trace":
-        """A request came. Nothing is decided before it is known whose it is."""
-        return Trace(self, kind, scope)
+    @contextmanager
+    def following(self, exchange: "Exchange", scope: Scope) -> Iterator[None]:
+        """A request, from its arrival to its end. Nothing is decided before it is known whose it is."""
+        exchange.trace = trace = Trace(self, exchange.kind, scope)
+        try:
+            yield
+        finally:
+            trace.end(exchange)
 
     def new_id(self, bits: int) -> str:
         """A random id in hexadecimal; never the invalid one of zeros."""
@@ -153,11 +160,9 @@ class Trace:
             Span(self.id, span_id, self.span_id, name, kind, start, end, attributes, failed, state)
         )
 
-    def waited(self, backend: "Backend", came: float, *, held: bool, failed: bool) -> None:
-        """The request has left a lane: with a place, or without."""
-        if self.sampled:
-            attributes: dict[str, Value] = {"sluice.version": backend.model_version, "sluice.held": held}
-            self.child("queue", came, time.monotonic(), attributes, failed=failed)
+    def waiting(self, backend: "Backend", *, held: bool) -> "Waiting":
+        """The request stands in the lane of `backend`. `held`: whose engine has not answered yet."""
+        return Waiting(self, backend, held)
 
     def attempt(self, exchange: "Exchange | None", backend: "Backend", model: str, name: str = "") -> "Attempt":
         """The engine of `backend` is asked. Without `exchange` it is a copy, of which only the time is known."""
@@ -192,6 +197,31 @@ class Trace:
                 link=self._link,
             )
         )
+
+
+class Waiting:
+    """A request's time in a lane, with or without a place at the end."""
+
+    __slots__ = ("_backend", "_began", "_held", "_trace")
+
+    def __init__(self, trace: Trace, backend: "Backend", held: bool) -> None:
+        self._trace, self._backend, self._held = trace, backend, held
+        self._began = time.monotonic()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:  # fmt: skip
+        trace = self._trace
+        if not trace.sampled:
+            return
+        attributes: dict[str, Value] = {"sluice.version": self._backend.model_version, "sluice.held": self._held}
+        if error is not None:
+            attributes["error.type"] = error_type(error)
+        failed = error is not None and not isinstance(error, asyncio.CancelledError)
+        trace.child("queue", self._began, time.monotonic(), attributes, failed=failed)
 
 
 class Attempt:
@@ -247,6 +277,8 @@ def error_type(error: BaseException) -> str:
     match error:
         case asyncio.CancelledError():
             return "cancelled"
+        case Overloaded():
+            return error.kind
         case TimeoutError():
             return "timeout"
         case EngineFailed():
@@ -257,7 +289,7 @@ def error_type(error: BaseException) -> str:
 
 
 class Untraced:
-    """In an attempt's place where nothing is traced."""
+    """In the place of all of these where nothing is traced."""
 
     def __enter__(self) -> None:
         return None
