@@ -1,9 +1,9 @@
 """InferencePool's `spec.gateway.drift`: what is counted a day of what people ask and are answered, and what the counts
 are compared with. Counts only: no text, no user, no tenant is in any of them. docs/drift.md."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from sluice_contracts.base import Contract
 from sluice_contracts.kubernetes import ObjectName, cel
@@ -46,6 +46,12 @@ class DriftIntent(Contract):
     phrases: Annotated[list[Phrase], Field(max_length=32)] = []
     """Whole words, in any case; a question with one of them has this intent, unless an earlier intent has it too."""
 
+    @model_validator(mode="after")
+    def _not_taken(self) -> Self:
+        if self.name in {OTHER, RARE, UNLABELLED}:
+            raise ValueError(f"{self.name} is a name of the counts' own")
+        return self
+
 
 class DriftReference(Contract):
     """What a day is compared with: the days before it, or a range that does not move."""
@@ -68,6 +74,15 @@ class DriftReference(Contract):
     model_version: ObjectName | None = None
     """Only what this version answered. None: whatever version did."""
 
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        """As above, for a gateway that no API server stands before; so are the others below."""
+        if (self.first_day is None) != (self.last_day is None):
+            raise ValueError("firstDay and lastDay go together")
+        if self.first_day is not None and self.last_day is not None and self.first_day > self.last_day:
+            raise ValueError("firstDay must not be after lastDay")
+        return self
+
 
 class DriftThresholds(Contract):
     """From which population stability index on a feature has moved."""
@@ -78,6 +93,12 @@ class DriftThresholds(Contract):
 
     moderate: Annotated[float, Field(ge=0.001, le=10)] = 0.1
     major: Annotated[float, Field(ge=0.001, le=10)] = 0.25
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.moderate >= self.major:
+            raise ValueError("moderate must be below major")
+        return self
 
 
 class Drift(Contract):
@@ -111,3 +132,11 @@ class Drift(Contract):
     min_samples: Annotated[int, Field(ge=50, le=1_000_000)] = 500
     """With fewer on either side a feature is undecided."""
     thresholds: DriftThresholds = DriftThresholds()
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        if self.intent_field is not None and not self.intents:
+            raise ValueError("intentField needs intents")
+        if self.retention_days <= self.reference.days + self.window_days:
+            raise ValueError("retentionDays must be more than reference.days and windowDays together")
+        return self

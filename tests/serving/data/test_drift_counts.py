@@ -17,6 +17,7 @@ from sluice_serving.gateway.drift.cells import day_before
 from sluice_serving.gateway.drift.counting import QUEUE, DriftCounter
 from sluice_serving.gateway.drift.features import Heard
 from sluice_serving.gateway.routes import parse_table
+from sluice_serving.gateway.settings import SettingsError, read_data_settings
 from typer.testing import CliRunner
 
 POOL, DAY = "ns/pool", "2026-11-20"
@@ -149,7 +150,6 @@ async def test_old_days_go_and_those_of_a_fixed_reference_stay(database: Databas
     assert {key[0] for key in await kept(database)} == {days[0], days[2]}
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_a_shift_is_in_the_metrics_and_in_the_report(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,10 +180,10 @@ async def test_a_shift_is_in_the_metrics_and_in_the_report(
     assert "2026-11-19" in table.stdout.split("major")[2]
     found = json.loads((await command("drift", "-o", "json", "--day", "2026-11-10")).stdout)
     assert [f["level"] for f in found["findings"]] == ["stable"]
-    monkeypatch.setenv("SLUICE_DRIFT", '{"thresholds": {"moderate": "none"}}')
+    monkeypatch.setenv("SLUICE_DRIFT", '{"thresholds": {"moderate": 0.3}}')
     for arguments, says in ((["drift", "--day", "tomorrow"], "--day 'tomorrow': expected a day such as"),
                             (["drift", "-o", "yaml"], "-o 'yaml': expected table or json"),
-                            (["drift"], "SLUICE_DRIFT: thresholds.moderate: ")):  # fmt: skip
+                            (["drift"], "SLUICE_DRIFT: thresholds: ")):  # fmt: skip
         refused = await command(*arguments)
         assert refused.exit_code == 2
         assert says in refused.stderr
@@ -194,3 +194,20 @@ async def test_a_shift_is_in_the_metrics_and_in_the_report(
 async def command(*arguments: str) -> Any:
     """`sluice-data`; in a thread, as it brings a loop of its own."""
     return await asyncio.to_thread(CliRunner().invoke, app, arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "SLUICE_DRIFT: the text: "),
+        ('{"samplePercent": 0}', "SLUICE_DRIFT: samplePercent: "),
+        ('{"thresholds": {"moderate": 0.3}}', "SLUICE_DRIFT: thresholds: .*moderate must be below major"),
+        ('{"reference": {"firstDay": "2026-01-01"}}', "SLUICE_DRIFT: reference: .*firstDay and lastDay go together"),
+        ('{"intents": [{"name": "rare"}]}', "SLUICE_DRIFT: intents.0: .*rare is a name of the counts' own"),
+        ('{"intentField": "intent"}', "SLUICE_DRIFT: the text: .*intentField needs intents"),
+        ('{"retentionDays": 29}', "SLUICE_DRIFT: the text: .*retentionDays must be more than"),
+    ],
+)
+def test_settings_that_no_api_server_has_seen_are_refused_as_well(text: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        read_data_settings({"SLUICE_DRIFT": text})

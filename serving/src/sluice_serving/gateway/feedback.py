@@ -48,20 +48,21 @@ class FeedbackApi:
         """Answer one request."""
         caller = await self._accounting.authenticate(scope)
         self._accounting.check_shared()
-        if self._running >= MAX_AT_ONCE:
-            raise ApiError(429, "Too much feedback at once; try again.", code="overloaded", retry_after=RETRY_AFTER)
-        self._running += 1
         try:
             told = _parse(await read_body(scope, receive, MAX_BODY))
-            user = None if caller.user is None else self._accounting.pseudonym(caller.tenant, caller.user)
+        except Disconnected:
+            return
+        if self._running >= MAX_AT_ONCE:
+            raise ApiError(429, "Too much feedback at once; try again.", code="overloaded", retry_after=RETRY_AFTER)
+        user = None if caller.user is None else self._accounting.pseudonym(caller.tenant, caller.user)
+        self._running += 1
+        try:
             known = await self._keep(told, caller.tenant, user)
         except DatabaseDown:
             raise ApiError(503, "The database cannot be reached now; try again.", code="database_unavailable",
                            retry_after=DOWN_RETRY_AFTER) from None  # fmt: skip
         except DataRefused:
             raise ApiError(400, "The database cannot store this.", code="invalid_value") from None
-        except Disconnected:
-            return
         finally:
             self._running -= 1
         if not known:

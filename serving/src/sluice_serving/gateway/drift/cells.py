@@ -76,11 +76,6 @@ class Window:
     last: str
     version: str | None = None
 
-    @property
-    def days(self) -> int:
-        """How many."""
-        return (date.fromisoformat(self.last) - date.fromisoformat(self.first)).days + 1
-
 
 def windows(last: str, version: str | None, days: int, reference: DriftReference) -> tuple[Window, Window]:
     """The window of `version` that ends with the day `last`, and what it is compared with."""

@@ -202,14 +202,15 @@ class DriftCounter(Collector):
             self._counts = Counter()
         if self._pending is None:
             return
-        batch, counts = self._pending
+        pending = batch, counts = self._pending
         if min(key[0] for key in counts) < day_before(self.today, store.BATCH_DAYS - 1):
             # Its id may be forgotten where it was added after all: rather too few than twice.
             self.skipped["database_down"] += max(Counter(key[2] for key in counts.elements()).values())
             self._pending = None
             return
         await store.add(self._database, self.pool, batch, self.today, counts)
-        self._pending = None
+        if self._pending is pending:  # and not the next one already, where the gateway stops meanwhile
+            self._pending = None
 
     async def close_days(self) -> None:
         """Close the days that are over, forget old ones, and compare the last. Raises DatabaseDown, DataRefused."""

@@ -171,7 +171,7 @@ def _summary(report: Report, settings: Drift) -> str:
 
 
 def _span(window: Window) -> str:
-    return window.last if window.days == 1 else f"{window.first} to {window.last}"
+    return window.last if window.first == window.last else f"{window.first} to {window.last}"
 
 
 def _row(one: Finding, settings: Drift) -> tuple[str, ...]:
