@@ -305,6 +305,12 @@ RULES: list[Case] = [
         ["gateway.fallback.model.timeout must be above 0, such as 60s"],
     ),
     (
+        "patience with what is not given up",
+        POOL,
+        {"spec.gateway.fallback.model": {"pool": "small", "patience": "5s", "when": ["asleep"]}},
+        ["gateway.fallback.model.patience must be above 0, such as 20s, and needs failed in when"],
+    ),
+    (
         "a template of nothing",
         POOL,
         {"spec.gateway.fallback.templates": [{"name": "busy", "version": "1"}]},

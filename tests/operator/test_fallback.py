@@ -51,7 +51,9 @@ class TestTheOtherPool:
             limits={"maxOutputTokens": 128, "inFlightPerReplica": 5},
             costs={"tokens": {"prompt": "1", "output": "2"}},
         )
-        spec = spec_of(make, {"model": {"pool": "small", "timeout": "15s", "when": ["failed", "asleep"]}})
+        spec = spec_of(
+            make, {"model": {"pool": "small", "timeout": "15s", "patience": "3s", "when": ["failed", "asleep"]}}
+        )
         made = plan_fallback(make.meta("chat"), spec, ObservedFallback(OtherPool(other, SERVED)), Prices())
         told = made.model
         assert told is not None
@@ -61,7 +63,8 @@ class TestTheOtherPool:
         assert told.backend.url == "http://small-55555555-serve-svc.support.svc.cluster.local:8000"
         assert told.backend.price is not None
         assert told.backend.price.output_token == pytest.approx(2e-6)
-        assert (told.timeout_seconds, told.when, told.max_in_flight) == (15, ["failed", "asleep"], 5)
+        assert (told.timeout_seconds, told.patience_seconds, told.when) == (15, 3, ["failed", "asleep"])
+        assert told.max_in_flight == 5, "as many as one of its engines works on"
         assert told.max_output_tokens == 128
         assert made.condition is not None
         assert made.condition[:2] == (True, "Serving")

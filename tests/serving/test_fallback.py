@@ -139,6 +139,22 @@ class TestAnotherModel:
             assert '"code": "engine_error"' in await got.text()
         assert 'sluice_fallback_model_total{result="broken"} 1.0' in await failing.metrics()
 
+    async def test_an_engine_that_hangs_is_given_up_for_requests_that_may_go_elsewhere(self, failing: Any) -> None:
+        failing.bad.status, failing.bad.hold = 200, asyncio.Event()
+        await failing.fall_back(patience_seconds=0.1)
+        elsewhere = asyncio.create_task(ask(failing, logit_bias={"5": 1}))
+        assert await ask(failing) == (200, "model")
+        assert not elsewhere.done()
+        failing.bad.hold.set()
+        assert await elsewhere == (200, None)
+        counts = (await failing.analysis())["versions"]["v1"]
+        assert (counts["requests"], counts["errors"]) == (2, 1)
+        assert failing.bad.aborted == 1, "its work is stopped"
+        failing.bad.word_delay = 0.1
+        async with failing.chat(stream=True) as got:
+            assert "x-sluice-fallback" not in got.headers, "an answer that has begun may take its time"
+            assert "[DONE]" in await got.text()
+
     async def test_takes_so_many_at_once_and_no_more(self, failing: Any) -> None:
         await failing.fall_back(max_in_flight=1)
         failing.small.first_delay = 0.05

@@ -51,13 +51,23 @@ class FallbackModel(Contract):
     """Another pool of the same namespace, most often of a smaller model. Its stable version's engines are asked
     directly, once, and never its own fallback: two pools may name each other."""
 
-    model_config = cel(("self.timeout.matches('[1-9]')", "gateway.fallback.model.timeout must be above 0, such as 60s"))
+    model_config = cel(
+        ("self.timeout.matches('[1-9]')", "gateway.fallback.model.timeout must be above 0, such as 60s"),
+        (
+            "!has(self.patience) || (self.patience.matches('[1-9]') && self.when.exists(w, w == 'failed'))",
+            "gateway.fallback.model.patience must be above 0, such as 20s, and needs failed in when: what has not "
+            "begun by then counts as failed",
+        ),
+    )
 
     pool: ObjectName
     when: Annotated[list[Trouble], Field(min_length=1, max_length=3)] = [Trouble.FAILED]
     """After which troubles. Overload and sleep are answered by `Retry-After` unless they are named here."""
     timeout: Duration = "60s"
     """For the whole answer, the wait for a place included; within the time that any request may take."""
+    patience: Duration | None = None
+    """How long the pool's own versions may take to begin an answer. Then it counts as failed. None: as long as any
+    request may take."""
     max_in_flight: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Requests that each gateway has under way there at once. None: as many as one of its engines works on."""
 

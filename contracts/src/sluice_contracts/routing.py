@@ -105,6 +105,8 @@ class FallbackModelRoute(Contract):
     """Its weight says nothing."""
     when: Annotated[list[Trouble], Field(min_length=1, max_length=3)] = [Trouble.FAILED]
     timeout_seconds: Annotated[float, Field(gt=0)] = 60
+    patience_seconds: Annotated[float, Field(gt=0)] | None = None
+    """How long the pool's own versions may take to begin an answer."""
     max_in_flight: Annotated[int, Field(ge=1)] = 2
     max_output_tokens: Annotated[int, Field(ge=1)] = 1024
     """The other pool's limit: an answer from there keeps to both."""

@@ -143,6 +143,7 @@ def _route(
         ),
         when=wanted.when,
         timeout_seconds=max(SHORTEST_SECONDS, seconds(wanted.timeout)),
+        patience_seconds=None if wanted.patience is None else max(SHORTEST_SECONDS, seconds(wanted.patience)),
         max_in_flight=wanted.max_in_flight or other.limits.in_flight_per_replica,
         max_output_tokens=other.limits.max_output_tokens,
     )

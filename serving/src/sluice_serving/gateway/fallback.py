@@ -7,7 +7,8 @@ deadline of their own; what becomes of it is never charged to a version of this 
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from sluice_contracts.fallback import Trouble
 from sluice_contracts.routing import Backend, FallbackModelRoute, RoutingTable, TemplateRoute
@@ -56,19 +57,48 @@ class Fallbacks:
         self._table: RoutingTable | None = None
         self._lane = Lane(0, 0)
         self._templates: list[TemplateRoute] = []
+        self.patience: float | None = None
+        """Seconds that the pool's own versions may take to begin an answer; None: as long as any request may."""
 
     def follow(self, table: RoutingTable) -> None:
         """Take a new table's fallbacks. What is being asked goes on."""
         self._table = table
         self._templates = templates_of(table)
         model = table.fallback_model
+        self.patience = model.patience_seconds if model and Trouble.FAILED in model.when else None
         self._lane.resize(model.max_in_flight if model else 0, table.limits.queue if model else 0)
+
+    async def impatiently(
+        self, answering: Coroutine[Any, Any, None], exchange: Exchange, completion: Completion
+    ) -> None:
+        """Let the pool's own versions answer, and give them up if they have not begun by the end of the patience and
+        another model could. Raises what they raise, and EngineFailed then."""
+        task = asyncio.create_task(answering)
+        try:
+            await asyncio.wait({task}, timeout=self.patience)
+            if task.done() or exchange.started or not self._could_ask(exchange, completion):
+                await task
+                return
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if exchange.backend is not None:
+            exchange.outcome = exchange.failed("timeout")
+        raise EngineFailed("no version began its answer in time", retriable=False)
+
+    def _could_ask(self, exchange: Exchange, completion: Completion) -> bool:
+        table = self._table
+        model = table.fallback_model if table is not None else None
+        if table is None or model is None or not model.backend.ready or _wish(exchange):
+            return False
+        return for_other_model(completion, model, table.limits) is not None
 
     async def answer(self, error: Exception, exchange: Exchange, completion: Completion, send: Send) -> bool:
         """Answer in the place of the pool's versions, after `error`. False if nothing fits: nothing was sent then.
         Raises EngineFailed where the other model broke off in the middle of its answer."""
         table, trouble = self._table, trouble_of(error)
-        wish = next((value for name, value in exchange.headers if name == FALLBACK_HEADER), b"")
+        wish = _wish(exchange)
         if table is None or wish not in {b"", b"template"}:  # a misspelt refusal must not pass for consent
             return False
         model = table.fallback_model
@@ -152,6 +182,11 @@ class Fallbacks:
         await send_start(send, 200, kind, headers, len(body))
         await send_body(send, body, more=False)
         return True
+
+
+def _wish(exchange: Exchange) -> bytes:
+    """What the client said of fallbacks; empty if nothing."""
+    return next((value for name, value in exchange.headers if name == FALLBACK_HEADER), b"")
 
 
 def _spends_money(caller: Caller) -> bool:
