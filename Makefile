@@ -36,7 +36,7 @@ demo: setup ## The whole loop, once, on real parts (SLUICE_CLUSTER=existing for 
 
 test: $(PREPARED) lint ## Lint, then all tests, cheapest first (LAYERS="unit apiserver" for some)
 ifneq ($(SHARED),)
-	@$(ROOT) $(BIN)/python -m pytest --layers="$(SHARED)" --numprocesses=2 --dist=loadfile
+	@$(ROOT) $(BIN)/python -m pytest --layers="$(SHARED)" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 endif
 ifneq ($(ALONE),)
 	@$(ROOT) $(BIN)/python -m pytest --layers="$(ALONE)"

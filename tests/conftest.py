@@ -15,8 +15,27 @@ from sluice_devcluster.apiserver import ControlPlane
 from sluice_devcluster.programs import built_programs
 
 switch_off()  # before anything that reports home is imported, and for every process a test starts
-REPOSITORY = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
 LAYERS = ("unit", "apiserver", "cluster", "e2e")
+LONGEST = (
+    "serving/test_engine.py",
+    "training/test_learning.py",
+    "training/test_job.py",
+    "operator/test_faults.py",
+    "training/test_ray.py",
+    "integration/test_bad_devices.py",
+    "integration/test_bad_data.py",
+    "operator/test_machine_pool.py",
+    "operator/test_flows.py",
+    "openai_api/test_rolling_restart.py",
+    "edge_agent/test_gateway.py",
+    "serving/test_gateway_flow.py",
+    "operator/test_odd_specs.py",
+    "charts/test_chart.py",
+)
+"""Files of ten seconds and more, longest first. Workers take them first: one that is left for the end would keep one
+worker busy while the other has nothing more to do."""
 _seconds: dict[str, float] = defaultdict(float)
 _counts: dict[str, int] = defaultdict(int)
 
@@ -30,6 +49,15 @@ def layer_of(item: pytest.Item) -> str:
     return next((layer for layer in reversed(LAYERS) if item.get_closest_marker(layer)), "unit")
 
 
+def turn(item: pytest.Item, workers: bool) -> tuple[int, int]:
+    """When the test has its turn: cheapest layer first, or where several workers take files, the longest file first."""
+    layer = LAYERS.index(layer_of(item))
+    if not workers:
+        return layer, 0
+    file = item.path.relative_to(TESTS).as_posix()
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST), layer
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted = config.getoption("--layers").split() or list(LAYERS)
     if unknown := set(wanted) - set(LAYERS):
@@ -37,7 +65,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if layer_of(item) not in wanted]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-    items[:] = sorted((i for i in items if layer_of(i) in wanted), key=lambda i: LAYERS.index(layer_of(i)))
+    workers = hasattr(config, "workerinput")
+    items[:] = sorted((i for i in items if layer_of(i) in wanted), key=lambda i: turn(i, workers))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST, TESTS
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -95,3 +97,7 @@ def test_help_names_every_command_a_person_needs() -> None:
     shown = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, timeout=30).stdout
     for command in ("setup", "demo", "test", "lint", "bench", "clean"):
         assert f"make {command} " in shown
+
+
+def test_the_files_that_begin_first_are_there() -> None:
+    assert [file for file in LONGEST if not (TESTS / file).is_file()] == []
