@@ -42,6 +42,7 @@ from sluice_serving.gateway.trace_export import (
 from sluice_serving.gateway.trace_settings import TracingSettings
 from sluice_serving.gateway.tracing import Sampling, Span, Trace, Tracer
 
+DOCUMENT = (Path(__file__).parents[2] / "docs/tracing.md").read_text()
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SECRET = "my pin is 4711"
 SAID: Any = [{"role": "user", "content": SECRET}]
@@ -534,6 +535,10 @@ async def test_names_are_those_of_the_conventions(
     names = {name for s in receiver.spans for name in attributes(s)}
     assert {n for n in names if not n.startswith("sluice.")} <= known
     assert "gen_ai.response.time_to_first_chunk" in names
+    assert {n for n in names if f"`{n}`" not in DOCUMENT} == set()
+    told = set(re.findall(r"^(sluice_trace\w+)", await gateway.metrics(), re.MULTILINE))
+    assert told
+    assert {n for n in told if f"`{n}`" not in DOCUMENT and not n.endswith("_created")} == set()
 
 
 def test_a_span_says_where_its_parent_is() -> None:
