@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sluice_contracts.routing import CacheRoute, RoutingLimits
-from sluice_serving.gateway.cache import ResponseCache, Whose, cache_key, read_wish, repeatable
+from sluice_serving.gateway.cache import ResponseCache, Whose, cache_key, question_digest, read_wish
 from sluice_serving.gateway.cached_answer import ENTRY_OVERHEAD, Kept
 from sluice_serving.gateway.completion import Completion, read_completion
 
@@ -25,7 +25,7 @@ def asked(**body: Any) -> Completion:
 
 def key(whose: str | Whose, digest: str, completion: Completion) -> bytes:
     found = whose if isinstance(whose, Whose) else Whose(whose)
-    return cache_key(found, digest, completion, json.loads(completion.body))
+    return cache_key(found, digest, question_digest(completion))
 
 
 def kept(size: int = 10, reason: str | None = "stop") -> Kept:
@@ -52,6 +52,12 @@ class TestKey:
         bare, counted = asked(stream=True), asked(stream=True, stream_options={"include_usage": True})
         assert key("acme", "d", bare) != key("acme", "d", counted)
 
+    def test_within_a_schema_order_counts(self) -> None:
+        """Engines write an answer's properties in the schema's order."""
+        orders: list[dict[str, Any]] = [{"a": {}, "b": {}}, {"b": {}, "a": {}}]
+        wanted = [{"type": "json_schema", "json_schema": {"name": "s", "schema": {"properties": o}}} for o in orders]
+        assert len({key("acme", "d", asked(response_format=w)) for w in wanted}) == 2
+
     def test_tenants_and_models_are_apart(self) -> None:
         keys = {key(tenant, digest, asked()) for tenant in ("a", "b", "ab", "") for digest in ("b", "bb", "c")}
         assert len(keys) == 12
@@ -70,7 +76,7 @@ class TestKey:
     def test_only_greedy_answers_repeat(self, temperature: float | None, kept: bool) -> None:
         body = {"model": MODEL, "messages": HI} | ({} if temperature is None else {"temperature": temperature})
         completion = read_completion("chat", json.dumps(body).encode(), MODEL, RoutingLimits())
-        assert repeatable(completion.kind, json.loads(completion.body)) is kept
+        assert completion.repeatable is kept
 
     @pytest.mark.parametrize(
         ("text", "read", "write"),

@@ -11,15 +11,14 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from sluice_contracts.routing import Backend, CacheRoute
 from starlette.types import Message, Send
 
 from sluice_serving.gateway.cached_answer import Kept
-from sluice_serving.gateway.completion import Completion, Kind
+from sluice_serving.gateway.completion import Completion
 from sluice_serving.gateway.shared_cache import SharedCache
 
 FINISHED = frozenset({"stop", "length", "tool_calls"})
@@ -42,15 +41,6 @@ def read_wish(cache_control: str) -> Wish:
     return Wish(read=not words & {"no-cache", "no-store"}, write="no-store" not in words)
 
 
-def repeatable(kind: Kind, request: Mapping[str, Any]) -> bool:
-    """Whether the engine would give the same answer again: greedy decoding, or no decoding at all."""
-    if kind == "embeddings":
-        return True
-    temperature = request.get("temperature")
-    # JSON's false equals 0 in Python.
-    return isinstance(temperature, int | float) and not isinstance(temperature, bool) and temperature == 0
-
-
 @dataclass(frozen=True)
 class Whose:
     """Whom an answer is for."""
@@ -62,14 +52,25 @@ class Whose:
     """The tenant's: a new one with each user who is forgotten."""
 
 
-def cache_key(whose: Whose, manifest_digest: str, completion: Completion, request: Mapping[str, Any]) -> bytes:
-    """32 bytes. Two requests share a key only if nothing but the order of their fields differs. `request` is
-    `completion`'s body, read."""
-    canonical = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    digest = hashlib.sha256()
+def question_digest(completion: Completion) -> bytes:
+    """32 bytes. Two questions share them only if the order of the request's fields differs, and nothing else. Within a
+    field order counts: engines write JSON in the order of the schema's properties, and templates tools in theirs."""
+    request = json.loads(completion.body)
+    canonical = json.dumps({name: request[name] for name in sorted(request)}, separators=(",", ":"), ensure_ascii=False)
     # Whether the client wants token counts changes what it gets, and not what the engine gets.
-    for part in (whose.tenant.encode(), whose.context.encode(), whose.generation.encode(), manifest_digest.encode(),
-                 completion.path.encode(), b"usage" if completion.usage_wanted else b"", canonical):  # fmt: skip
+    return _digest(completion.path.encode(), b"usage" if completion.usage_wanted else b"", canonical.encode())
+
+
+def cache_key(whose: Whose, manifest_digest: str, question: bytes) -> bytes:
+    """32 bytes. What a version's answer to a question is kept under."""
+    return _digest(
+        whose.tenant.encode(), whose.context.encode(), whose.generation.encode(), manifest_digest.encode(), question
+    )
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.digest()
@@ -181,33 +182,24 @@ class ResponseCache:
     def begin(self, tenant: str, completion: Completion, cache_control: str, context: str | None) -> "Lookup | None":
         """What to do with this request. `context` is the tag of the context that was added. None: nothing is kept, or
         nothing of its kind."""
-        if self._rules is None:
-            return None
-        request = json.loads(completion.body)
-        if not repeatable(completion.kind, request):
+        if self._rules is None or not completion.repeatable:
             return None
         wish, largest = read_wish(cache_control), self._rules.max_bytes // LARGEST
-        return Lookup(self, Whose(tenant, context or ""), completion, request, wish, largest)
+        return Lookup(self, Whose(tenant, context or ""), completion, wish, largest)
 
 
 class Lookup:
     """One request's dealings with the cache."""
 
     def __init__(
-        self,
-        cache: ResponseCache,
-        whose: Whose,
-        completion: Completion,
-        request: Mapping[str, Any],
-        wish: Wish,
-        largest: int,
-    ) -> None:
+        self, cache: ResponseCache, whose: Whose, completion: Completion, wish: Wish, largest: int
+    ) -> None:  # fmt: skip
         self.word = "miss" if wish.read else "bypass"
         """What the client is told: hit, miss or bypass."""
         self._cache = cache
         self._whose = whose
-        self._completion = completion
-        self._request = request
+        self._question = question_digest(completion)
+        self._stream = completion.stream
         self._wish = wish
         self._largest = largest
         self._key: bytes | None = None
@@ -219,7 +211,7 @@ class Lookup:
         self._key = None
         if generation is not None:
             whose = replace(self._whose, generation=generation)
-            self._key = cache_key(whose, backend.manifest_digest, self._completion, self._request)
+            self._key = cache_key(whose, backend.manifest_digest, self._question)
         if self._key is None or not self._wish.read:
             self.word = "bypass"
             self._cache.bypassed += 1
@@ -244,6 +236,6 @@ class Lookup:
     def keep(self, prompt_tokens: int | None, output_tokens: int | None, finish_reason: str | None) -> None:
         """The answer that went out is whole: the next one may have it."""
         if self._wish.write and self._key is not None:
-            kind = b"text/event-stream" if self._completion.stream else b"application/json"
+            kind = b"text/event-stream" if self._stream else b"application/json"
             answer = Kept(bytes(self._copy), kind, prompt_tokens, output_tokens, finish_reason)
             self._cache.put(self._key, answer, self._whose.tenant)

@@ -46,6 +46,8 @@ class Completion:
     body: bytes
     clamped: int | None = None
     """The cap that was put in place of a higher wish of the client's."""
+    repeatable: bool = False
+    """Whether the engine would give the same answer again."""
 
     @property
     def path(self) -> str:
@@ -72,7 +74,16 @@ def read_completion(kind: Kind, raw: bytes, model: str, limits: RoutingLimits) -
         request.pop(name, None)
     if kind == "responses":
         request["store"] = False
-    return Completion(kind, stream, usage_wanted, user, _encoded(request), clamped)
+    return Completion(kind, stream, usage_wanted, user, _encoded(request), clamped, repeatable(kind, request))
+
+
+def repeatable(kind: Kind, request: dict[str, Any]) -> bool:
+    """Whether the engine would give the same answer again: greedy decoding, or no decoding at all."""
+    if kind == "embeddings":
+        return True
+    temperature = request.get("temperature")
+    # JSON's false equals 0 in Python.
+    return isinstance(temperature, int | float) and not isinstance(temperature, bool) and temperature == 0
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
