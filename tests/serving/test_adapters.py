@@ -165,3 +165,14 @@ def test_room_is_made_only_where_it_is_asked_for() -> None:
         parse_arguments(values | {"adapterSlots": 3, "maxAdapterRank": 33})
     with pytest.raises(ValueError, match="set by Sluice"):
         parse_arguments(values | {"engineArgs": {"enable-lora": "true"}})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's, as it is imported
+def test_its_application_keeps_no_machine_awake(tmp_path: Path) -> None:
+    from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+    from sluice_serving.adapter_app import build
+
+    told = publish(tmp_path / "run")
+    options = build(told)._bound_deployment.ray_actor_options
+    assert options["num_cpus"] == 0
+    assert options["resources"] == {HEAD_NODE_RESOURCE_NAME: 0.001}, "else it may lie beside an engine that is to sleep"

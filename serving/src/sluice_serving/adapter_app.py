@@ -15,7 +15,7 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from sluice_contracts.adapters import ENGINE_APPLICATION, AdapterArguments
 
-from sluice_serving.adapters import read_adapter
+from sluice_serving.adapters import LOADER_PLACE, read_adapter
 from sluice_serving.arguments import validated
 from sluice_serving.artifacts import ArtifactError
 
@@ -85,7 +85,7 @@ def build(args: dict[str, Any]) -> Application:
         AdapterLoader,
         name="adapter",
         num_replicas=1,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=LOADER_PLACE,
         health_check_period_s=RENEW_SECONDS,
         health_check_timeout_s=LOAD_SECONDS + 30,
     )

@@ -26,6 +26,11 @@ SWEEP_SECONDS = 10.0
 """How often a replica that holds adapters looks whether they are still wanted."""
 
 
+LOADER_PLACE: dict[str, Any] = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+"""What an adapter's application asks of Ray: nothing, and to be on the head. Anywhere else it would keep a machine
+whose engines sleep from being idle, for as long as there is the adapter."""
+
+
 class Engine(Protocol):
     """What an engine can do with adapters."""
 
