@@ -287,3 +287,16 @@ def test_retries_are_a_share_of_requests() -> None:
         budget.earn()
         spent += budget.spend()
     assert spent == pytest.approx(20, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ApiError(429, "full", retry_after=60), None),  # waited for by the official clients
+        (ApiError(429, "spent", retry_after=61), b"false"),
+        (ApiError(503, "waking", retry_after=5), None),
+        (ApiError(504, "late"), b"false"),  # the next one would take as long
+    ],
+)
+def test_clients_are_told_where_asking_again_is_of_no_use(error: ApiError, told: bytes | None) -> None:
+    assert dict(error.headers()).get(b"x-should-retry") == told

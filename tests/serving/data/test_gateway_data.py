@@ -242,6 +242,7 @@ async def test_budgets_refuse_with_the_time_to_come_again(place: Any) -> None:
     assert got.status == 429
     assert int(got.headers["retry-after"]) > 0
     assert got.content["error"]["code"] == "rate_limit_exceeded"
+    assert got.headers["x-should-retry"] == "false"  # the month has days to go: OpenAI's clients are to give up
     assert 'sluice_budget_refusals_total{budget="tokens"} 1.0' in await here.gateway.metrics()
     with pytest.raises(openai.RateLimitError):
         await here.gateway.openai(USER).chat.completions.create(

@@ -137,3 +137,20 @@ def test_the_table_in_memory_is_not_ordered_by_what_a_stranger_could_probe(tmp_p
     other.load()
     assert not one._held.keys() & other._held.keys()
     assert one.fingerprint() == other.fingerprint()
+
+
+def test_a_key_is_compared_in_constant_time_also_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[int, int]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return one == other
+
+    write(tmp_path, "acme", tenant({"id": "web", "digest": digest(SECRET)}))
+    keys = KeyStore(tmp_path)
+    keys.load()
+    monkeypatch.setattr("sluice_serving.gateway.keys.hmac.compare_digest", compare)
+    assert [keys.authenticate(k) is not None for k in (SECRET, "sk-none", "")] == [True, False, False]
+    assert compared == [(32, 32)] * 3

@@ -4,6 +4,9 @@ import json
 import math
 from typing import Any
 
+LONGEST_PAUSE = 60.0
+"""OpenAI's clients wait as long as Retry-After says up to here; longer ones they ignore, and ask again in a second."""
+
 
 class ApiError(Exception):
     """What a client gets instead of an answer."""
@@ -48,6 +51,8 @@ class ApiError(Exception):
         headers = []
         if self.retry_after is not None:
             headers.append((b"retry-after", str(max(1, math.ceil(self.retry_after))).encode()))
+        if self.status == 504 or (self.retry_after is not None and self.retry_after > LONGEST_PAUSE):
+            headers.append((b"x-should-retry", b"false"))
         if self.allow is not None:
             headers.append((b"allow", self.allow.encode()))
         if self.status == 401:
