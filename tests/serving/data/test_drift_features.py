@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sluice_contracts.drift import Drift, DriftIntent
 from sluice_contracts.names import Domain, Task
@@ -69,7 +69,7 @@ def test_lengths_are_parts_of_a_devices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "of", "intent"),
+    ("drift", "of", "intent"),
     [
         ({}, heard("I want my MONEY  back for the order"), "refund"),  # the first of the spec that matches
         ({}, heard("the orders"), "other"),  # whole words
@@ -83,8 +83,8 @@ def test_lengths_are_parts_of_a_devices() -> None:
         ({"intent_field": "intent"}, heard("my order", "Refund, I think."), "other"),
     ],
 )
-def test_intents(settings: dict[str, Any], of: Heard, intent: str) -> None:
-    assert Reader(Drift(intents=INTENTS, **settings)).bins(of)["intent"] == intent
+def test_intents(drift: dict[str, Any], of: Heard, intent: str) -> None:
+    assert Reader(Drift(intents=INTENTS, **drift)).bins(of)["intent"] == intent
 
 
 EVENTS = b"".join(
@@ -124,6 +124,7 @@ def test_labels_are_the_devices_and_a_long_request_has_its_lengths_only() -> Non
     assert Reader(Drift()).bins(Heard("chat", False, None, None, prompt_tokens=9000)) == {"prompt_length": "over-8192"}
 
 
+@settings(deadline=None)
 @given(
     st.text(max_size=60),
     st.text(max_size=60),
@@ -145,6 +146,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80) | JSON)
 def test_nothing_that_is_sent_can_stop_the_counting(anything: Any) -> None:
     reader = Reader(Drift(intents=INTENTS, intent_field="intent"))

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sluice_contracts.drift import RARE, Drift, DriftReference, DriftThresholds
 from sluice_serving.gateway.drift.cells import Cell, History, Window, day_before, merged, publishable, windows
@@ -28,6 +28,7 @@ def test_known_values() -> None:
     assert found == pytest.approx(0.1 * math.log(1.2) - 0.05 * math.log(25 / 30) - 0.05 * math.log(0.75), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(COUNTS, COUNTS, st.permutations(BINS), st.integers(2, 50))
 def test_the_index_is_symmetric_never_negative_and_knows_no_names(
     one: dict[str, int], other: dict[str, int], names: list[str], times: int
@@ -43,6 +44,7 @@ def test_the_index_is_symmetric_never_negative_and_knows_no_names(
     assert psi(one, {b: n * times for b, n in one.items()}) == pytest.approx(0, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(COUNTS)
 def test_an_empty_bin_says_no_more_than_the_sample_can(counts: dict[str, int]) -> None:
     found = [psi(counts | {"new": 0}, {"new": n}) for n in (10, 1000)]
@@ -71,6 +73,7 @@ def test_chance_is_what_unchanged_samples_exceed_once_in_a_hundred() -> None:
     assert sum(value > chance(1000, 400, 4) for value in values) <= 12  # 4 expected; more than 12 once in 3,000
 
 
+@settings(deadline=None)
 @given(SMALL, st.integers(5, 40))
 def test_no_small_count_is_kept_and_none_can_be_had_by_subtraction(counts: dict[str, int], least: int) -> None:
     kept = merged(counts, least)
@@ -85,6 +88,7 @@ def test_a_handful_in_a_large_day_does_not_hide_the_rest() -> None:
     assert merged({"en": 500, "de": 9, "fr": 4, "es": 12}, 10) == {"en": 500, "es": 12, RARE: 13}
 
 
+@settings(deadline=None)
 @given(COUNTS, COUNTS, st.sets(st.sampled_from(BINS)))
 def test_what_was_merged_is_put_back_whole_and_only_where_it_can_have_been(
     counts: dict[str, int], beside: dict[str, int], hidden: set[str]
@@ -106,14 +110,14 @@ def test_merging_alone_is_no_drift_and_hides_no_large_one() -> None:
         seen = Counter(draw.choices(list(chosen), list(chosen.values()), k=n))
         return [Cell(name, version, "intent", b, k) for b, k in seen.items()]
 
-    settings = Drift(window_days=7, min_samples=500)
+    drift = Drift(window_days=7, min_samples=500)
     levels, moved = Counter[Level](), Counter[Level]()
     for _ in range(25):
         cells = [c for back in range(35) for c in day(day_before(LAST, back), 1500, shares, "old")]
         cells += [c for back in range(7) for c in day(day_before(LAST, back), 90, shares, "new")]
         other = {**shares, "a": 0.25, "f": 0.33}
         cells += [c for back in range(7) for c in day(day_before(LAST, back), 90, other, "moved")]
-        report = make_report("n/p", publishable(cells, 10), settings, trend=0)
+        report = make_report("n/p", publishable(cells, 10), drift, trend=0)
         found = {f.version: f.comparison.level for f in report.findings}
         levels[found["new"]] += 1
         moved[found["moved"]] += 1
@@ -155,16 +159,16 @@ def languages(back: int, german: int) -> list[Cell]:
 def test_a_report_says_what_moved_by_how_much_and_since_when() -> None:
     cells = [c for back in range(40) for c in languages(back, 800 if back < 3 else 60)]
     cells += [Cell(LAST, "v7", "feedback", "1", 12), Cell(day_before(LAST, 9), "v7", "feedback", "-1", 30)]
-    settings = Drift()
-    report = make_report("support/chat", cells, settings)
+    drift = Drift()
+    report = make_report("support/chat", cells, drift)
     moved = next(f for f in report.findings if f.feature == "language")
     assert (moved.comparison.level, moved.since) == (Level.MAJOR, day_before(LAST, 2))
-    text = as_text(report, settings)
+    text = as_text(report, drift)
     assert "support/chat: 2026-11-20 against 2026-10-23 to 2026-11-19: 1 of 1 features moved, 1 undecided" in text
     assert "2026-11-18" in text
     assert "de 5.6% -> 40%, en 94% -> 60%" in text
     assert "12 requests, 30 in the reference" in text
-    found = as_json(report, settings)["findings"]
+    found = as_json(report, drift)["findings"]
     assert [(f["feature"], f["level"], f["since"]) for f in found] == [
         ("language", "major", "2026-11-18"),
         ("feedback", "undecided", None),
