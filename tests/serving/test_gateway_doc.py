@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from sluice_contracts.inference_pool import ServingLimits
+from sluice_contracts.response_cache import Cache, CacheRedis
 from sluice_serving.gateway.completion import PATHS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -22,6 +23,14 @@ def test_every_endpoint_is_described(path: str) -> None:
 @pytest.mark.parametrize("name", [f.alias or n for n, f in ServingLimits.model_fields.items()])
 def test_every_limit_is_described(name: str) -> None:
     assert f"`limits.{name}`" in DOCUMENT
+
+
+def test_every_setting_of_the_cache_is_described() -> None:
+    sources = (SOURCES / "cache_settings.py").read_text()
+    names = set(re.findall(r'"(SLUICE_[A-Z_]+)"', sources))
+    names |= {f.alias or n for model in (Cache, CacheRedis) for n, f in model.model_fields.items()}
+    assert len(names) > 10
+    assert {name for name in names if f"{name}" not in DOCUMENT} == set()
 
 
 def test_every_error_and_header_is_described() -> None:
