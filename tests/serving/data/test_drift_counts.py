@@ -188,6 +188,9 @@ async def test_a_shift_is_in_the_metrics_and_in_the_report(
         assert refused.exit_code == 2
         assert says in refused.stderr
     monkeypatch.delenv("SLUICE_DRIFT")
+    none = await command("drift", "--day", "2026-12-24")
+    assert none.exit_code == 2
+    assert "ns/pool has no counts of 2026-12-24; the last day that has some is 2026-11-20" in none.stderr
     assert "has counts of ns/pool" in (await command("drift", "--pool", "a/b")).stderr
 
 

@@ -20,7 +20,7 @@ from sluice_serving.gateway.contexts import ContextStore
 from sluice_serving.gateway.data_api import export_lines
 from sluice_serving.gateway.database import Database, DatabaseDown, DataRefused, open_database
 from sluice_serving.gateway.drift.cells import is_day
-from sluice_serving.gateway.drift.reading import UnknownPool, drift_report
+from sluice_serving.gateway.drift.reading import NoCounts, UnknownPool, drift_report
 from sluice_serving.gateway.drift.report import as_json, as_text
 from sluice_serving.gateway.pseudonyms import pseudonym_key
 from sluice_serving.gateway.records import expire, forget, pseudonym
@@ -117,7 +117,7 @@ def drift_command(
 
     try:
         _run(settings, work)
-    except UnknownPool as error:
+    except (UnknownPool, NoCounts) as error:
         _fail(str(error))
 
 

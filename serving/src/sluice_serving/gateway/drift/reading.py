@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from sluice_contracts.drift import Drift
 
 from sluice_serving.gateway.database import Database
-from sluice_serving.gateway.drift.cells import day_before
 from sluice_serving.gateway.drift.report import SINCE_DAYS, Report, make_report, needed_from, spared
 from sluice_serving.gateway.drift.store import last_day, pools, read
 
@@ -14,9 +13,13 @@ class UnknownPool(Exception):
     """Which pool is meant, nobody can tell; the message says what to do."""
 
 
+class NoCounts(Exception):
+    """The day that is asked for has none; the message says which has."""
+
+
 async def drift_report(database: Database, settings: Drift, pool: str, day: str | None) -> Report:
     """The report of `pool`, or of the only one there is, as of `day` or of the last with counts. Raises UnknownPool,
-    DatabaseDown, DataRefused."""
+    NoCounts, DatabaseDown, DataRefused."""
     known = await pools(database)
     if pool and known and pool not in known:
         raise UnknownPool(f"--pool {pool!r}: the database has counts of {', '.join(known)}")
@@ -26,5 +29,7 @@ async def drift_report(database: Database, settings: Drift, pool: str, day: str 
     end = day or await last_day(database, name) or datetime.now(UTC).date().isoformat()
     first = needed_from(end, settings, SINCE_DAYS)
     cells = await read(database, name, first, spared(settings))
-    recent = max((cell.day for cell in cells if day_before(end, SINCE_DAYS) <= cell.day <= end), default=None)
-    return make_report(name, cells, settings, last=end) if recent else Report(name, None)
+    report = make_report(name, cells, settings, last=end)
+    if day is not None and not report.findings and (last := await last_day(database, name)) is not None:
+        raise NoCounts(f"{name} has no counts of {day}; the last day that has some is {last}")
+    return report
