@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 import uvloop
+from sluice_contracts.routing import RoutingTable
 
 from sluice_serving.gateway.accounting import Accounting
 from sluice_serving.gateway.application import Api, internal_app
@@ -184,15 +185,20 @@ def _open_spool(spool: Spool) -> None:
 
 
 async def _follow_routes(settings: Settings, gateway: Gateway) -> None:
+    def accept(table: RoutingTable) -> None:
+        gateway.follow(table)
+        if gateway.drift is not None:
+            gateway.drift.follow(table)
+
     if settings.routes_file is not None:
-        await follow_file(settings.routes_file, gateway.follow)
+        await follow_file(settings.routes_file, accept)
         return
     assert settings.routes_config_map is not None
     namespace, name = settings.routes_config_map
     watch = ConfigMapWatch(
         settings.kubernetes_url, namespace, name, token_file=settings.token_file, ca_file=settings.ca_file
     )
-    await watch.follow(gateway.follow)
+    await watch.follow(accept)
 
 
 async def _forever(name: str, work: Coroutine[Any, Any, None]) -> None:

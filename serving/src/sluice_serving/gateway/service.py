@@ -106,8 +106,6 @@ class Gateway:
         self.upstream.reconnecting.follow(table.backends)
         self.cache.follow(table.cache)
         self.fallbacks.follow(table)
-        if self.drift is not None:
-            self.drift.follow(table)
         self.forgetting.watch(self.cache.on)
         weights = ", ".join(f"{b.model_version} {b.weight}%{'' if b.ready else ' (not ready)'}" for b in table.backends)
         logger.info("routing: %s (window %s)", weights or "no version", table.window or "-")
