@@ -227,6 +227,18 @@ RULES: list[Case] = [
         ["gateway.tracing.headersSecretRef needs an endpoint that begins with https://"],
     ),
     (
+        "a collector's token for engines",
+        POOL,
+        {
+            "spec.gateway.tracing": {
+                "endpoint": "https://c/v1/traces",
+                "headersSecretRef": {"name": "t", "key": "h"},
+                "engines": True,
+            }
+        },
+        ["gateway.tracing.engines and gateway.tracing.headersSecretRef do not go together"],
+    ),
+    (
         "a collector's password in the pool",
         POOL,
         {"spec.gateway.tracing": {"endpoint": "https://me:pass@c/v1/traces"}},

@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+from sluice_contracts.training_run import ManifestReference
 from sluice_operator.children.gateway import gateway_objects
+from sluice_operator.children.rayservice import Version, ray_service
+from sluice_serving.arguments import ServeArguments, parse_arguments
 from sluice_serving.gateway.settings import read_settings
 
 SECRET = {"name": "db", "key": "url"}
@@ -111,3 +115,18 @@ def test_traces_go_where_the_pool_says_with_a_token_that_is_only_mounted(make: A
     assert (found.endpoint, found.ratio, found.service) == (said["endpoint"], 0.25, "chat-gateway")
     assert (found.trusted_tenants, str(found.headers_file)) == ({"acme", "beta"}, "/etc/sluice/tracing/headers")
     assert not [name for name in env_of(pod_of(make)) if "TRACING" in name]
+
+
+def test_engines_send_spans_only_where_they_are_told_to(make: Any) -> None:
+    def read(**tracing: Any) -> ServeArguments:
+        gateway = {"auth": {"secretRef": {"name": "keys"}}} | tracing
+        manifest = ManifestReference(uri="gs://sluice/runs/a/m.json", digest=make.digest)
+        version = Version("v1", "support-bot", "l", manifest)
+        made = ray_service(make.meta("chat"), make.pool_spec(gateway=gateway), version, make.settings())
+        (application,) = yaml.safe_load(made["spec"]["serveConfigV2"])["applications"]
+        return parse_arguments(application["args"])
+
+    url = "http://collector.observability:4318/v1/traces"
+    assert read().traces_endpoint is None
+    assert read(tracing={"endpoint": url}).traces_endpoint is None
+    assert read(tracing={"endpoint": url, "engines": True}).traces_endpoint == url

@@ -19,6 +19,7 @@ from sluice_serving.arguments import (
     kv_cache_bytes,
     llm_config,
     parse_arguments,
+    prepare,
 )
 from sluice_serving.artifacts import (
     ArtifactError,
@@ -39,6 +40,23 @@ def arguments(**more: Any) -> ServeArguments:
         "manifestDigest": DIGEST,
     }  # fmt: skip
     return ServeArguments.model_validate(values | more)
+
+
+def test_an_engine_sends_spans_only_where_the_pool_says_and_only_of_requests_the_gateway_has_sampled() -> None:
+    silent: dict[str, str] = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x:4317", "OTEL_TRACES_SAMPLER": "always_on"}
+    prepare(arguments(), silent)
+    assert not [name for name in silent if name.startswith("OTEL")]
+    assert "otlp_traces_endpoint" not in engine_kwargs(arguments(), {})
+    chosen = arguments(tracesEndpoint="http://collector:4318/v1/traces", lineage="a,b=c")
+    kwargs = engine_kwargs(chosen, {})
+    assert kwargs["otlp_traces_endpoint"] == "http://collector:4318/v1/traces"
+    assert kwargs["disable_log_stats"] is False  # vLLM's spans are made from them
+    traced = {"OTEL_TRACES_SAMPLER": "always_on", "HF_HUB_OFFLINE": "0"}
+    prepare(chosen, traced)
+    assert traced["OTEL_TRACES_SAMPLER"] == "parentbased_always_off"
+    assert traced["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert traced["OTEL_RESOURCE_ATTRIBUTES"] == "sluice.version=support-bot-7,sluice.lineage=a%2Cb%3Dc"
+    assert traced["HF_HUB_OFFLINE"] == "0"  # what else the pod sets holds
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 One table: the operator puts it into every pod it makes, the chart and the images carry it, and the commands set it for
 what runs on a laptop. Others of Sluice's dependencies send nothing by themselves: PyTorch and transformers' own code
-have no reporting; OpenTelemetry sends only to an endpoint that somebody configures (the engines are given none, and a
-pool cannot name one); sentry-sdk, which comes with FastAPI's command line, is started by that command alone.
+have no reporting; OpenTelemetry sends only to an endpoint that somebody configures (a pool may, in `gateway.tracing`;
+engines take no other's word for it: `sluice_serving.arguments.prepare`); sentry-sdk, which comes with FastAPI's command
+line, is started by that command alone.
 """
 
 import os

@@ -23,6 +23,11 @@ class Tracing(Contract):
             "gateway.tracing.headersSecretRef needs an endpoint that begins with https://: a token would be readable "
             "on its way",
         ),
+        (
+            "!self.engines || !has(self.headersSecretRef)",
+            "gateway.tracing.engines and gateway.tracing.headersSecretRef do not go together: engines hold no secrets "
+            "of the gateway; name a collector in the cluster that asks for no headers",
+        ),
     )
 
     endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@?#/]+(/[^\s@?#]*)?$", max_length=512)]
@@ -36,3 +41,5 @@ class Tracing(Contract):
     trusted_tenants: Annotated[list[TracedTenant], Field(max_length=64)] = []
     """Tenants whose requests join the trace that their `traceparent` names, and are sampled where it says so. Others
     can do neither: their requests begin a trace here, with a link to theirs."""
+    engines: bool = False
+    """Whether vLLM adds a span to each request that is traced. A change replaces the pool's engines in place."""

@@ -1,7 +1,9 @@
 """What a RayService passes to `app:build`, and what follows from it for Ray and vLLM. Pure: nothing here does I/O."""
 
 import math
+from collections.abc import MutableMapping
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import quote
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 from sluice_contracts.adapters import AdapterRank
@@ -69,6 +71,8 @@ class ServeArguments(Contract):
     adapter_slots: Annotated[int, Field(ge=0, le=16)] = 0
     """LoRA adapters that requests of one batch may name; 0 leaves no room for any."""
     max_adapter_rank: AdapterRank = 16
+    traces_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@?#]+$", max_length=512)] | None = None
+    """Where vLLM sends its spans, by OTLP over HTTP. None: nowhere."""
     cpus: Annotated[float, Field(ge=0, le=1024)] = 1
     """Ray CPUs one replica takes: logical, for placement only."""
 
@@ -130,9 +134,29 @@ def kv_cache_bytes(config: dict[str, Any], max_model_len: int, sequences: int) -
     return max(64 << 20, min(wanted, 4 << 30))
 
 
+def prepare(arguments: ServeArguments, variables: MutableMapping[str, str]) -> None:
+    """Make the replica's environment that of its engine. What the pod sets holds, but for OpenTelemetry's variables:
+    vLLM's processes would send traces on their word alone (vllm/tracing/otel.py, `init_otel_worker_tracer`)."""
+    for name in [name for name in variables if name.startswith("OTEL_")]:
+        del variables[name]
+    for name, value in environment(arguments).items():
+        variables.setdefault(name, value)
+
+
 def environment(arguments: ServeArguments) -> dict[str, str]:
     """Variables of the replica and its engine, where the pod does not set them."""
     variables = OFF_SWITCHES | QUIET_LOGS
+    if arguments.traces_endpoint is not None:
+        variables |= {
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # vLLM's default is gRPC
+            # The gateway says in `traceparent` what is sampled; what comes without one, such as warming up, is not.
+            "OTEL_TRACES_SAMPLER": "parentbased_always_off",
+            "OTEL_SERVICE_NAME": f"{arguments.model}-engine",
+            "OTEL_RESOURCE_ATTRIBUTES": ",".join(
+                f"sluice.{name}={quote(value, safe='')}"
+                for name, value in (("version", arguments.model_version), ("lineage", arguments.lineage))
+            ),
+        }
     if arguments.kind == "cpu":
         variables |= CPU_ENVIRONMENT
         if engine_kwargs(arguments, {})["enforce_eager"]:
@@ -152,6 +176,10 @@ def engine_kwargs(arguments: ServeArguments, config: dict[str, Any]) -> dict[str
         # Default and cap at once; shortened to what the prompt leaves of the context.
         "override_generation_config": {"max_new_tokens": arguments.max_output_tokens},
     }
+    if arguments.traces_endpoint is not None:
+        # Spans are made from the statistics: without them the first request ends vLLM's output loop with an
+        # AssertionError (vLLM 0.29, OutputProcessor.do_tracing).
+        kwargs |= {"otlp_traces_endpoint": arguments.traces_endpoint, "disable_log_stats": False}
     if arguments.adapter_slots:
         kwargs |= {
             "enable_lora": True,

@@ -17,7 +17,7 @@ from sluice_storage import StorageError
 
 from sluice_serving import fork_server
 from sluice_serving.adapters import Adapters, configured
-from sluice_serving.arguments import ServeArguments, environment, llm_config
+from sluice_serving.arguments import ServeArguments, llm_config, prepare
 from sluice_serving.artifacts import ArtifactError, cache_folder, fetch_model, refuse_code
 
 logger = logging.getLogger("ray.serve")
@@ -33,8 +33,7 @@ class ModelReplica:
     ) -> None:
         began = time.monotonic()
         parsed = ServeArguments.model_validate(arguments)
-        for name, value in environment(parsed).items():
-            os.environ.setdefault(name, value)
+        prepare(parsed, os.environ)
         os.environ.setdefault("USER", "sluice")  # PyTorch asks for the user's name, and a container may have none
         files = [Artifact.model_validate(artifact) for artifact in artifacts]
         folder = await asyncio.to_thread(fetch_model, run_uri, files, cache_folder())

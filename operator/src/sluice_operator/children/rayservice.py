@@ -180,6 +180,9 @@ def _application(spec: InferencePoolSpec, version: Version, awake: bool, adapter
         args["count"] = spec.hardware.count
     if spec.hardware.topology is not None:
         args["topology"] = spec.hardware.topology
+    tracing = spec.gateway.tracing
+    if tracing is not None and tracing.engines:
+        args["tracesEndpoint"] = tracing.endpoint
     return {
         "name": ENGINE_APPLICATION,
         "import_path": IMPORT_PATH,
