@@ -88,6 +88,12 @@ class TestAnotherModel:
             ("small-bot", "small-3", "lineage-of-small-3", "model", "ok", 7.0)
         ]
 
+    async def test_is_no_evidence_even_if_it_has_a_versions_name(self, failing: Any, served: Any) -> None:
+        await failing.fall_back(served(failing.small, "v1", 0))
+        assert await ask(failing) == (200, "model")
+        counts = (await failing.analysis())["versions"]["v1"]
+        assert (counts["requests"], counts["errors"], sum(counts["outputTokens"]["counts"])) == (1, 1, 0)
+
     async def test_a_budget_of_money_is_not_spent_where_there_is_no_price(self, failing: Any, served: Any) -> None:
         key = {"id": "web", "digest": "sha256:" + sha256(b"sk-money").hexdigest()}
         policy = {"keys": [key], "budgets": [{"window": "day", "money": "9"}]}

@@ -24,7 +24,6 @@ from sluice_serving.gateway.observations import Observations, Outcome
 from sluice_serving.gateway.other_model import for_other_model
 from sluice_serving.gateway.template_choice import choose_template, copies_wanted, templates_of
 from sluice_serving.gateway.templates import template_answer, template_events
-from sluice_serving.gateway.tenants import Caller
 from sluice_serving.gateway.wake import Asleep
 
 FALLBACK_HEADER = b"x-sluice-fallback"
@@ -92,7 +91,7 @@ class Fallbacks:
         model = table.fallback_model if table is not None else None
         if table is None or model is None or not model.backend.ready or _wish(exchange):
             return False
-        return for_other_model(completion, model, table.limits) is not None
+        return _for_model(model, table, exchange, completion) is not None
 
     async def answer(self, error: Exception, exchange: Exchange, completion: Completion, send: Send) -> bool:
         """Answer in the place of the pool's versions, after `error`. False if nothing fits: nothing was sent then.
@@ -115,10 +114,8 @@ class Fallbacks:
         self, model: FallbackModelRoute, table: RoutingTable, exchange: Exchange, completion: Completion, send: Send
     ) -> str:
         """`answered`, or why there is no answer; the exchange is then as it was."""
-        assert exchange.visit is not None
-        caller = exchange.visit.caller
-        asked = for_other_model(completion, model, table.limits)
-        if asked is None or (model.backend.price is None and _spends_money(caller)):
+        asked = _for_model(model, table, exchange, completion)
+        if asked is None:
             return "unfit"
         if not model.backend.ready:
             return "not_ready"
@@ -126,7 +123,7 @@ class Fallbacks:
         self._charge(exchange, table)
         try:
             async with asyncio.timeout(model.timeout_seconds):
-                await self._through_lane(model, exchange, asked, caller, send)
+                await self._through_lane(model, exchange, asked, send)
             return "answered"
         except (Overloaded, LaneClosed):
             result = "no_room"
@@ -140,9 +137,9 @@ class Fallbacks:
         exchange.fallback, exchange.counted = None, True
         return result
 
-    async def _through_lane(
-        self, model: FallbackModelRoute, exchange: Exchange, asked: Completion, caller: Caller, send: Send
-    ) -> None:
+    async def _through_lane(self, model: FallbackModelRoute, exchange: Exchange, asked: Completion, send: Send) -> None:
+        assert exchange.visit is not None
+        caller = exchange.visit.caller
         taken = await self._lane.acquire(caller.key_id, model.timeout_seconds, caller.priority)
         served = False
         exchange.backend, exchange.fallback, exchange.route, exchange.lookup = model.backend, model, "model", None
@@ -189,5 +186,12 @@ def _wish(exchange: Exchange) -> bytes:
     return next((value for name, value in exchange.headers if name == FALLBACK_HEADER), b"")
 
 
-def _spends_money(caller: Caller) -> bool:
-    return any(budget.money is not None for _, budget in budgets_of(caller))
+def _for_model(
+    model: FallbackModelRoute, table: RoutingTable, exchange: Exchange, completion: Completion
+) -> Completion | None:
+    """The request as the other model is asked; None if it may not be, or nobody knows what its payer would owe."""
+    assert exchange.visit is not None
+    budgets = budgets_of(exchange.visit.caller)
+    if model.backend.price is None and any(budget.money is not None for _, budget in budgets):
+        return None
+    return for_other_model(completion, model, table.limits)

@@ -221,10 +221,8 @@ class Gateway:
     async def _answer(self, exchange: Exchange, completion: Completion, send: Send) -> None:
         try:
             try:
-                answering = self._from_some_version(exchange, completion, send)
-                if self.fallbacks.patience is not None:
-                    answering = self.fallbacks.impatiently(answering, exchange, completion)
-                await answering
+                own, patience = self._from_some_version(exchange, completion, send), self.fallbacks.patience
+                await (own if patience is None else self.fallbacks.impatiently(own, exchange, completion))
             except (Overloaded, Asleep, EngineFailed) as error:
                 if exchange.started or not await self.fallbacks.answer(error, exchange, completion, send):
                     raise
