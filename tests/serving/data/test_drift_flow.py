@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sluice_contracts.drift import Drift, DriftIntent
 from sluice_serving.gateway.database import open_database
 from sluice_serving.gateway.drift.counting import DriftCounter
 from sluice_serving.gateway.exchange import Exchange
+from sluice_serving.gateway.records import export, forget
 
 KEY, STRANGER = "sk-test-5f1c2d", "sk-somebody-else"
 SECRET = "my PIN is 4711, jane@example.org, I want a refund"
@@ -125,6 +127,14 @@ async def test_feedback_counts_once_and_the_last_word_counts(gateway: Any, datab
         assert (status, answer["error"]["param"]) == (400, param)
     assert (await post(gateway, told, "sk-wrong"))[0] == 401
     assert (await post(gateway, {"id": "0" * 5000}))[0] == 413
+
+    ((user,),) = await rows(database_url, "SELECT pseudonym FROM ai_feedback")
+    database = open_database(database_url)
+    exported = [row async for row in export(database, "acme", user)]
+    assert [(row["feedback"], row["feedback_outcome"]) for row in exported] == [(-1, "partial")]
+    assert (await forget(database, "acme", user, datetime.now(UTC)))["feedback"] == 1
+    await database.close()
+    assert await rows(database_url, "SELECT id FROM ai_feedback") == []
 
 
 async def test_only_the_sample_is_listened_to(tmp_path: Path) -> None:
