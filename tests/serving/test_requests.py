@@ -147,6 +147,8 @@ def test_content_that_comes_along_is_taken() -> None:
         ("responses", {"conversation": "c"}, (400, "conversation", "unknown_parameter")),
         ("responses", {"input": []}, (400, "input", "invalid_value")),
         ("responses", {"store": False, "background": False}, None),
+        ("chat", {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}}, None),
+        ("chat", {"stream": True, "stream_options": {"sseq": 1}}, (400, "stream_options.sseq", "unknown_parameter")),
     ],
 )  # fmt: skip
 def test_what_each_endpoint_takes(kind: Kind, more: dict[str, Any], expected: object) -> None:

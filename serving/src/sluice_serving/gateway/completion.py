@@ -22,6 +22,8 @@ PATHS: dict[Kind, str] = {
 """Where each kind is asked for, here as at the engine."""
 
 MAX_USER_CHARACTERS = 256
+STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
+"""Those of the API's reference. Nothing is padded here, so that the second one changes nothing."""
 MAX_DEPTH = 64
 """Lists and objects within each other. No schema of a function is as deep; the engine's readers of JSON and of grammars
 recurse, and a request that breaks them would count as the version's failure."""
@@ -165,6 +167,11 @@ def _ask_for_usage(kind: Kind, request: dict[str, Any]) -> bool:
     """Have the engine send token counts; says whether the client wants to see them. A response always ends with them,
     so nothing has to be asked for there."""
     options = request.pop("stream_options", {})
+    for name in options:
+        if name not in STREAM_OPTIONS:
+            where = f"stream_options.{name[:64]}"
+            raise ApiError(400, f"Unknown parameter: '{where}'.", param=where,
+                           code="unknown_parameter")  # fmt: skip
     wanted = options.get("include_usage")
     if wanted is not None and not isinstance(wanted, bool):
         raise ApiError(400, "Invalid type for 'stream_options.include_usage': expected true or false.",

@@ -195,7 +195,8 @@ def _parse(model: type[Body], raw: bytes) -> Body:
 
 def _allow(method: str, *allowed: str) -> None:
     if method not in allowed:
-        raise ApiError(405, f"Not allowed to {method} here; use {' or '.join(allowed)}.", code="method_not_allowed")
+        raise ApiError(405, f"Not allowed to {method} here; use {' or '.join(allowed)}.", code="method_not_allowed",
+                       allow=", ".join(allowed))  # fmt: skip
 
 
 def _stale() -> ApiError:
