@@ -5,10 +5,14 @@ quotes what it choked on (`invalid literal for int(): '...'`). So of an exceptio
 raised; and the message only of an OSError, which is the system's own.
 """
 
+import asyncio
 import json
 import logging
 import time
 from traceback import FrameSummary, extract_tb
+from typing import Any
+
+logger = logging.getLogger("sluice.gateway")
 
 NAMES = ("request_id", "trace_id")
 """What a line may be found by: given as `extra`."""
@@ -28,6 +32,12 @@ class JsonLines(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             line["error"] = described(record.exc_info[1])
         return json.dumps(line)
+
+
+def log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """For `loop.set_exception_handler`: asyncio's own prints the task, and with it its exception's message."""
+    error = context.get("exception")
+    logger.error("asyncio: %s", context.get("message") or "an error", exc_info=error)
 
 
 def described(error: BaseException) -> str:

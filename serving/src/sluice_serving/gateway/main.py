@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import uvicorn
@@ -23,7 +23,7 @@ from sluice_serving.gateway.drift.counting import DriftCounter
 from sluice_serving.gateway.interactions import InteractionLog
 from sluice_serving.gateway.jwt import TokenVerifier
 from sluice_serving.gateway.keys import KeyStore
-from sluice_serving.gateway.log_lines import JsonLines
+from sluice_serving.gateway.log_lines import JsonLines, log_loop_error
 from sluice_serving.gateway.pseudonyms import pseudonym_key
 from sluice_serving.gateway.routes import ConfigMapWatch, follow_file
 from sluice_serving.gateway.service import Gateway
@@ -37,6 +37,8 @@ from sluice_serving.gateway.upstream import Upstream
 logger = logging.getLogger("sluice.gateway")
 
 FLUSH_SECONDS = 10.0
+AGAIN_SECONDS = 5.0
+"""Until a background task that failed is begun again."""
 
 
 class QuietServer(uvicorn.Server):
@@ -99,6 +101,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
     """Run until SIGTERM, SIGINT or `stop`, then drain."""
     stop = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_loop_error)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     gateway = build_gateway(settings)
@@ -116,21 +119,21 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         raise
     await gateway.upstream.open()
     background = [
-        asyncio.create_task(_forever("keys", gateway.keys.watch())),
-        asyncio.create_task(_forever("budgets", gateway.accounting.budgets.run())),
-        asyncio.create_task(_forever("routes", _follow_routes(settings, gateway))),
-        asyncio.create_task(_forever("forgetting", gateway.forgetting.run(gateway.forget))),
+        asyncio.create_task(_forever("keys", gateway.keys.watch)),
+        asyncio.create_task(_forever("budgets", gateway.accounting.budgets.run)),
+        asyncio.create_task(_forever("routes", lambda: _follow_routes(settings, gateway))),
+        asyncio.create_task(_forever("forgetting", lambda: gateway.forgetting.run(gateway.forget))),
     ]
     if gateway.cache.shared is not None:
-        background.append(asyncio.create_task(_forever("shared cache", gateway.cache.shared.run())))
+        background.append(asyncio.create_task(_forever("shared cache", gateway.cache.shared.run)))
     if gateway.drift is not None:
-        background.append(asyncio.create_task(_forever("drift", gateway.drift.run())))
+        background.append(asyncio.create_task(_forever("drift", gateway.drift.run)))
     if certificate is not None:
-        background.append(asyncio.create_task(_forever("certificate", certificate.watch())))
+        background.append(asyncio.create_task(_forever("certificate", certificate.watch)))
     if gateway.accounting.tokens is not None:
-        background.append(asyncio.create_task(_forever("issuer", gateway.accounting.tokens.keys.run())))
+        background.append(asyncio.create_task(_forever("issuer", gateway.accounting.tokens.keys.run)))
     tracer = gateway.tracer
-    exporting = asyncio.create_task(_forever("traces", tracer.exporter.run())) if tracer else None
+    exporting = asyncio.create_task(_forever("traces", tracer.exporter.run)) if tracer else None
     writing = asyncio.create_task(gateway.interactions.run())
     api = _server(Api(gateway), settings.host, settings.port, settings.drain_seconds, certificate)
     internal = _server(internal_app(gateway), settings.host, settings.internal_port, 1)
@@ -201,14 +204,15 @@ async def _follow_routes(settings: Settings, gateway: Gateway) -> None:
     await watch.follow(accept)
 
 
-async def _forever(name: str, work: Coroutine[Any, Any, None]) -> None:
-    """A background task must not end unseen."""
-    try:
-        await work
-    except asyncio.CancelledError:
-        raise
-    except Exception:
-        logger.exception("the %s task failed; its last state stays in force", name)
+async def _forever(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """A background task that fails is begun again: whatever broke it once, keys must still be taken away tomorrow."""
+    while True:
+        try:
+            await work()
+            return
+        except Exception:
+            logger.exception("the %s task failed; its last state stays in force, next try in %g s", name, AGAIN_SECONDS)
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 def _claim(host: str, port: int, variable: str) -> socket.socket:

@@ -159,7 +159,9 @@ class TraceExporter(Collector):
 
     async def _send_batch(self, session: aiohttp.ClientSession) -> None:
         batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-        body = await encoded(batch, self._resource)
+        body, odd = await encoded(batch, self._resource)
+        if odd:
+            self._lose(odd, "not_encodable")
         pause, longest = self._pauses
         for left in reversed(range(TRIES)):
             try:
@@ -170,9 +172,9 @@ class TraceExporter(Collector):
                     await self._either(self._closing, pause)
                     pause = min(longest, pause * 2)
                     continue
-                self._lose(len(batch), error.reason)
+                self._lose(len(batch) - odd, error.reason)
             else:
-                self.exported += len(batch) - rejected
+                self.exported += len(batch) - odd - rejected
                 if rejected:
                     self._lose(rejected, "rejected")
             return
@@ -235,19 +237,27 @@ class TraceExporter(Collector):
         yield GaugeMetricFamily("sluice_trace_spans_waiting", "Spans not yet sent.", self.waiting)
 
 
-async def encoded(batch: list[Span], resource: Resource) -> bytes:
-    """The body of a request. Pieces of one message, one after the other, are the message: that is how protobuf merges
-    repeated fields (protobuf.dev/programming-guides/encoding, "Last One Wins")."""
-    pieces = []
+async def encoded(batch: list[Span], resource: Resource) -> tuple[bytes, int]:
+    """The body of a request, and how many spans it lacks: an engine's numbers and words may be what protobuf has no
+    place for, such as a count beyond 64 bits.
+
+    Pieces of one message, one after the other, are the message: that is how protobuf merges repeated fields
+    (protobuf.dev/programming-guides/encoding, "Last One Wins")."""
+    pieces, odd = [], 0
     for i in range(0, len(batch), PIECE):
-        spans = [otlp_span(span) for span in batch[i : i + PIECE]]
+        spans = []
+        for span in batch[i : i + PIECE]:
+            try:
+                spans.append(otlp_span(span))
+            except (ValueError, TypeError):  # among them UnicodeEncodeError
+                odd += 1
         scoped = trace_pb2.ScopeSpans(scope=SCOPE, spans=spans)
         request = ExportTraceServiceRequest(
             resource_spans=[trace_pb2.ResourceSpans(resource=resource, scope_spans=[scoped])]
         )
         pieces.append(request.SerializeToString())
         await asyncio.sleep(0)
-    return b"".join(pieces)
+    return b"".join(pieces), odd
 
 
 def otlp_span(span: Span) -> trace_pb2.Span:

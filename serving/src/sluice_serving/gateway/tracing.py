@@ -45,6 +45,8 @@ OPERATIONS: dict[Kind, str] = {
 }  # fmt: skip
 """`gen_ai.operation.name` by kind of request: the conventions' well-known values."""
 PROVIDER = "vllm"
+MAX_WORD = 64
+"""Characters of an engine's word."""
 
 
 @dataclass(slots=True)
@@ -247,13 +249,11 @@ class Attempt:
         if not trace.sampled:
             return
         operation = OPERATIONS[trace._kind]
-        address = urlsplit(self._backend.url)
         attributes: dict[str, Value] = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": PROVIDER,
             "gen_ai.request.model": self._model,
-            "server.address": address.hostname or "",
-            "server.port": address.port or (443 if address.scheme == "https" else 80),
+            **address_attributes(self._backend.url),
             **backend_attributes(self._backend),
         }
         if error is not None:
@@ -301,6 +301,16 @@ class Untraced:
 UNTRACED = Untraced()
 
 
+def address_attributes(url: str) -> dict[str, Value]:
+    """Where an engine was asked; empty where the URL is none, which is the attempt's trouble and not the trace's."""
+    try:
+        address = urlsplit(url)
+        port = address.port or (443 if address.scheme == "https" else 80)
+    except ValueError:
+        return {}
+    return {"server.address": address.hostname or "", "server.port": port}
+
+
 def backend_attributes(backend: "Backend") -> dict[str, Value]:
     """Which version was asked."""
     return {"sluice.version": backend.model_version, "sluice.lineage": backend.lineage}
@@ -314,7 +324,7 @@ def answer_attributes(outcome: "Outcome") -> dict[str, Value]:
     if outcome.output_tokens is not None:
         found["gen_ai.usage.output_tokens"] = outcome.output_tokens
     if outcome.finish_reason is not None:
-        found["gen_ai.response.finish_reasons"] = [outcome.finish_reason]
+        found["gen_ai.response.finish_reasons"] = [outcome.finish_reason[:MAX_WORD]]
     if outcome.ttft is not None:
         found["gen_ai.response.time_to_first_chunk"] = outcome.ttft
     return found
