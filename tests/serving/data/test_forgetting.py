@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sluice_contracts.routing import CacheRoute
 from sluice_serving.gateway.cache_settings import RedisSettings
+from sluice_serving.gateway.contexts import ContextStore
 from sluice_serving.gateway.database import Database, DatabaseDown, open_database
 from sluice_serving.gateway.forgetting import KNOWN_SECONDS, Forgetting
 from sluice_serving.gateway.records import forget
@@ -41,6 +42,18 @@ async def test_a_tenant_has_a_new_generation_with_each_user_who_is_forgotten(dat
     assert len(set(generations)) == 3
     assert seen.generation("rival") == ""
     assert await seen.read() == []
+
+
+async def test_a_gateway_that_hears_of_it_forgets_the_tenants_contexts_too(database: Database) -> None:
+    one, other = ContextStore(database, 10, Clock()), ContextStore(database, 10, Clock())
+    for tenant in ("acme", "rival"):
+        await one.create(tenant, "jane", "Likes tea.")
+        assert await other.find(tenant, "jane") is not None
+    await forget(database, "acme", "jane", NOW)
+    other.forget_tenant("acme")
+    assert await other.find("acme", "jane") is None
+    assert await other.find("rival", "jane") is not None
+    assert other.lookups["cached"] == 1
 
 
 class Away:

@@ -16,6 +16,7 @@ from sluice_serving.gateway import shared_cache
 from sluice_serving.gateway.cache_settings import RedisSettings, WrongRedis, read_redis
 from sluice_serving.gateway.cached_answer import Kept
 from sluice_serving.gateway.main import build_gateway
+from sluice_serving.gateway.redis_link import RedisLink, read_address
 from sluice_serving.gateway.sealing import PREFIX, NotOurs, Sealer
 from sluice_serving.gateway.settings import Settings, SettingsError
 from sluice_serving.gateway.shared_cache import SharedCache
@@ -151,6 +152,25 @@ async def test_what_one_gateway_wrote_another_reads_and_nobody_else(redis: Redis
         assert await other.get(KEY, 60) is None
     assert other.reads["refused"] == 1
     assert other.up
+
+
+async def test_nobody_gets_the_answer_to_a_look_up_that_was_given_up_nor_more_than_was_asked_for(
+    redis: RedisServer,
+) -> None:
+    link = RedisLink(read_address(redis.url), None, connections=1)
+    await link.open()
+    try:
+        await link.write([(b"one", b"first answer", 60), (b"two", bytes(1000), 60)])
+        redis.signal(signal.SIGSTOP)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await link.read(b"one", 100)
+        redis.signal(signal.SIGCONT)
+        async with asyncio.timeout(20):
+            assert await link.read(b"two", 100) == bytes(100)
+    finally:
+        redis.signal(signal.SIGCONT)
+        await link.close()
 
 
 async def test_what_there_is_no_room_for_is_dropped(
