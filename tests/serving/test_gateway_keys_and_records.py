@@ -63,6 +63,27 @@ async def test_a_new_key_works_without_a_restart(gateway: Any, engines: Any, ser
         await asyncio.sleep(0.05)
 
 
+async def test_keys_are_taken_away_even_after_one_reading_broke_on_something_unforeseen(
+    gateway: Any, engines: Any, served: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sluice_serving.gateway.main.AGAIN_SECONDS", 0.01)
+    await gateway.route(served(await engines()))
+    read, broken = KeyStore._index, [True]
+
+    def breaks_once(self: KeyStore, tenants: Any) -> Any:
+        if broken:
+            broken.clear()
+            raise RuntimeError("unforeseen")
+        return read(self, tenants)
+
+    monkeypatch.setattr(KeyStore, "_index", breaks_once)
+    (gateway.settings.keys_dir / "acme").write_text("sk-another-key")
+    async with asyncio.timeout(30):
+        while (await gateway.chat().__aenter__()).status != 401:
+            await asyncio.sleep(0.05)
+    assert "the keys task failed" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("env", "names"),
     [

@@ -66,6 +66,7 @@ def test_a_key_ends_with_its_time(tmp_path: Path) -> None:
         (tenant({"id": "We b", "digest": digest(SECRET)}), "keys.0.id"),
         (tenant({"id": "a", "digest": digest("1")}, {"id": "a", "digest": digest("2")}), "two keys have the same id"),
         (tenant({"id": "a", "digest": digest("1")}, {"id": "b", "digest": digest("1")}), "the same digest"),
+        (tenant({"id": "a", "digest": digest("1"), "expires": "2026-02-30T00:00:00Z"}), "keys.0.expires: no day"),
         (tenant(priority=10), "priority: Input should be less than or equal to 9"),
         (tenant(budgets=[{"window": "week", "requests": 1}]), "budgets.0.window"),
         (tenant(budgets=[{"window": "day"}]), "a budget needs requests, tokens or money"),

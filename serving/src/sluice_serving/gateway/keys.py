@@ -109,8 +109,8 @@ class KeyStore:
                 continue
             if plain and name not in self.tenants:
                 logger.warning("the key of tenant %s lies in plain text; store its sha256: digest instead", name)
-        self.tenants = tenants
         self._held = self._index(tenants)
+        self.tenants = tenants
         self._fingerprint = _fingerprint(self._held.values())
 
     def _index(self, tenants: dict[str, TenantFile]) -> dict[bytes, _Held]:

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
-from sluice_contracts.base import DIGEST_PATTERN, Contract, Digest, Money, Timestamp, sha256
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from sluice_contracts.base import DIGEST_PATTERN, Contract, Digest, Money, Timestamp, parse_timestamp, sha256
 
 MAX_FILE_BYTES = 1 << 20
 """A Secret holds no more."""
@@ -60,6 +60,16 @@ class KeyEntry(Contract):
     """May export and delete what is kept of the tenant's users."""
     expires: Timestamp | None = None
     budgets: Budgets = []
+
+    @field_validator("expires")
+    @classmethod
+    def _is_a_day(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse_timestamp(value)
+            except ValueError:
+                raise ValueError("no day or no time of day is called that") from None
+        return value
 
 
 class TenantFile(Contract):
