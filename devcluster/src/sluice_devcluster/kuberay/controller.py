@@ -17,6 +17,9 @@ from sluice_devcluster.kuberay.ray_api import RayError
 
 JSON = dict[str, Any]
 ROUND_S = 0.5
+NEXT_S = 0.1
+"""The pause after a round that moved something: the next step may follow at once, as KubeRay's own events would have
+it. A job takes five such steps from its creation to its submission."""
 ASK_S = 1.0
 """How often Ray is asked about a job or an application."""
 log = logging.getLogger("kuberay-stand-in")
@@ -54,6 +57,8 @@ class Controller:
         """Head pod's uid -> the serve configuration it was given."""
         self._ready_once: set[str] = set()
         """Uids of head pods that have been ready: what a new head does not know yet, it has not lost."""
+        self._moved = False
+        """Whether this round has written anything."""
 
     async def run(self) -> None:
         """Rounds, for ever."""
@@ -62,10 +67,16 @@ class Controller:
                 await self.round()
             except KubeError as error:
                 log.warning("%s", error)
-            await asyncio.sleep(ROUND_S)
+            await asyncio.sleep(self.pause)
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next round."""
+        return NEXT_S if self._moved else ROUND_S
 
     async def round(self) -> None:
         """Take every object one step further. Raises KubeError when not even the lists can be had."""
+        self._moved = False
         jobs, services, clusters, all_pods = await asyncio.gather(
             self._kube.list("RayJob"),
             self._kube.list("RayService"),
@@ -101,6 +112,7 @@ class Controller:
 
     async def _write_status(self, thing: JSON, status: JSON) -> None:
         if status != thing.get("status", {}):
+            self._moved = True
             await self._kube.put_status(thing["kind"], thing | {"status": status})
 
     async def _finalizer(self, thing: JSON, finalizer: str, *, there: bool) -> None:
@@ -158,6 +170,7 @@ class Controller:
             if action is rayjob.Action.CREATE_CLUSTER:
                 made = pods.cluster_object(job, status["rayClusterName"], job["spec"]["rayClusterSpec"])
                 await self._kube.create("RayCluster", made)
+                self._moved = True
             elif action is rayjob.Action.DELETE_CLUSTER:
                 await self._kube.delete("RayCluster", namespace, status["rayClusterName"])
             elif action is rayjob.Action.HEAD_SERVICE:
@@ -201,6 +214,7 @@ class Controller:
             if action is rayservice.Action.CREATE_CLUSTER:
                 made = pods.cluster_object(service, str(wanted), service["spec"]["rayClusterConfig"])
                 await self._kube.create("RayCluster", made)
+                self._moved = True
             elif action is rayservice.Action.SERVICES and not status.get("activeServiceStatus", {}).get(
                 "rayClusterName"
             ):
