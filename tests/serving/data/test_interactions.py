@@ -131,6 +131,27 @@ async def test_an_outage_spools_to_disk_and_nothing_acknowledged_is_lost_over_a_
     await database.close()
 
 
+async def test_an_error_that_nobody_foresaw_delays_records_and_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sluice_serving.gateway.interactions.BACKOFF_SECONDS", (0.01, 0.01))
+    failures = [RuntimeError("some driver's own: secret")]
+
+    async def fails_once(database: Database, batch: Any) -> None:
+        if failures:
+            raise failures.pop()
+        await insert(database, batch)
+
+    monkeypatch.setattr("sluice_serving.gateway.interactions.insert", fails_once)
+    async with running(make_log(f"sqlite:///{tmp_path}/i.db", tmp_path)) as log:
+        log.add(interaction(1))
+        await until(lambda: log.written == 1)
+        await until(lambda: not log.waiting)
+        assert log.dropped == 0
+    assert "cannot write interactions (RuntimeError)" in caplog.text
+    assert "secret" not in caplog.text
+
+
 async def test_connections_that_the_server_ends_are_made_anew(postgres: Any, tmp_path: Path) -> None:
     url = await postgres.new_database()
     database = open_database(url)

@@ -124,8 +124,9 @@ class InteractionLog:
                 if loop.time() >= expire_at:
                     await expire(self.database, datetime.now(UTC) - self.retention)
                     expire_at = loop.time() + RETENTION_EVERY_SECONDS
-            except (DatabaseDown, DataRefused, OSError) as error:
-                why = error.strerror if isinstance(error, OSError) else error
+            except Exception as error:  # drivers have errors of their own too; whatever it is, the records wait
+                known = isinstance(error, DatabaseDown | DataRefused)
+                why = error.strerror if isinstance(error, OSError) else error if known else type(error).__name__
                 if last_try:
                     logger.error("%d interactions stay in the spool %s (%s)", self.waiting, self.spool.folder, why)
                     return
