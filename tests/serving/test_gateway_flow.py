@@ -1,8 +1,10 @@
 """Limits, the queue, stickiness, routing changes, clients that leave, and stopping."""
 
 import asyncio
+import json
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -10,6 +12,7 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sluice_contracts.base import sha256
 from sluice_contracts.routing import Backend, RoutingLimits
 from sluice_serving.gateway.admission import Lane, LaneClosed, Overloaded
 from sluice_serving.gateway.split import choose
@@ -279,6 +282,25 @@ async def test_a_session_header_and_the_key_stand_in_for_a_user(gateway: Any, en
     assert len({await one({}) for _ in range(12)}) == 1
     assert len({await one({"x-session-id": "s1"}) for _ in range(12)}) == 1
     assert len({await one({"x-session-id": f"s{i}"}) for i in range(30)}) == 2
+
+
+async def test_each_key_of_a_tenant_stands_for_itself(
+    start_gateway: Any, engines: Any, served: Any, tmp_path: Path
+) -> None:
+    keys = tmp_path / "tenants"
+    keys.mkdir()
+    entries = [{"id": f"k{i}", "digest": sha256(f"sk-{i}".encode())} for i in range(30)]
+    (keys / "acme").write_text(json.dumps({"keys": entries}))
+    gateway = await start_gateway(keys_dir=keys)
+    await gateway.route(served(await engines(), "v1", 50), served(await engines(), "v2", 50))
+
+    async def one(i: int) -> str:
+        async with gateway.chat(key=f"sk-{i}") as got:
+            return str(got.headers["x-sluice-version"])
+
+    first, again = [await one(i) for i in range(30)], [await one(i) for i in range(30)]
+    assert first == again
+    assert set(first) == {"v1", "v2"}
 
 
 async def test_without_stickiness_each_request_is_drawn_anew(gateway: Any, engines: Any, served: Any) -> None:

@@ -216,7 +216,8 @@ class Gateway:
         session = header(scope, b"x-session-id")[:MAX_SESSION_CHARACTERS]
         name = caller.user or completion.user or session or None
         exchange.user = self.accounting.pseudonym(exchange.tenant, name)
-        exchange.person = f"{exchange.tenant}\0{name or ''}" if table.sticky else None
+        if table.sticky:
+            exchange.person = f"{exchange.tenant}\0{name}" if name else caller.key_id
 
     async def _answer(self, exchange: Exchange, completion: Completion, send: Send) -> None:
         try:
