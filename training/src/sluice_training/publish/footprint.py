@@ -1,10 +1,11 @@
-"""How much memory a device file needs in the engine, read from the file's own header."""
+"""How much memory a device file needs in the engine, read from the file's own header.
+
+The gguf package is loaded where a file is read: with all it brings along it would be half of every command's start.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from gguf import GGUFReader
 
 from sluice_training.publish.errors import PublishError
 
@@ -25,6 +26,8 @@ class Footprint:
 def footprint(path: Path) -> Footprint:
     """The file (it is mapped whole), a key/value cache in f16 and the engine itself. Raises PublishError if `path` is
     no GGUF."""
+    from gguf import GGUFReader
+
     try:
         fields = GGUFReader(path).fields
         arch = str(fields["general.architecture"].contents())
