@@ -90,6 +90,21 @@ async def test_who_begins_no_request_is_not_waited_for(wire: Any, monkeypatch: p
         assert await one.closed()
 
 
+async def test_there_are_only_so_many_connections(wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
+    first, second = [await wire() for _ in range(2)]
+    await second.send(request())
+    assert (await second.answer())[0] == 200
+    assert await (await wire()).error() == (503, "too_many_connections")
+    second.writer.close()
+    await first.send(request(), request("Connection: close"))
+    assert [(await first.answer())[0] for _ in range(2)] == [200, 200]
+    assert await first.closed()
+    again = await wire()
+    await again.send(request())
+    assert (await again.answer())[0] == 200
+
+
 async def test_what_comes_after_an_early_answer_is_not_read_for_ever(
     wire: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from sluice_serving.gateway.completion import PATHS
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = REPOSITORY / "serving/src/sluice_serving/gateway"
 DOCUMENT = (REPOSITORY / "docs/gateway.md").read_text()
-OF_THE_API = ("application", "asgi", "completion", "errors", "inputs", "parameters", "upstream")
+OF_THE_API = ("application", "asgi", "completion", "connections", "errors", "inputs", "parameters", "upstream")
 """What else has codes has pages of its own."""
 
 

@@ -19,6 +19,8 @@ MAX_HEAD = 64 << 10
 """Bytes of a request's line and headers. nginx takes 32 KiB (large_client_header_buffers), Go a MiB."""
 HEAD_SECONDS = 30.0
 """How long a head may take to arrive."""
+MAX_CONNECTIONS = 8192
+"""Of one gateway, at about 10 KB each. Far more than can be served: what is above has only filled the memory."""
 END = b"\r\n\r\n"
 UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 
@@ -40,6 +42,10 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """The first request is awaited from here on."""
         super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(ApiError(503, "The gateway has as many connections as it takes; try again.",
+                                  code="too_many_connections", retry_after=1.0))  # fmt: skip
+            return
         self._deadline = self.loop.call_later(HEAD_SECONDS, self._too_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -119,8 +125,10 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _refuse(self, error: ApiError) -> None:
         body = error.encoded()
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[error.status] + head + body)
+        headers = [*error.headers(), (b"content-type", b"application/json"), (b"connection", b"close"),
+                   (b"content-length", str(len(body)).encode())]  # fmt: skip
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
         self.transport.close()
 
 
