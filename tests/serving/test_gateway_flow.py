@@ -378,6 +378,33 @@ async def test_it_stops_only_when_streams_have_ended(start_gateway: Any, engines
         await gateway.session.get(f"{gateway.url}/v1/models").__aenter__()
 
 
+async def test_who_stands_in_the_queue_is_still_answered_when_it_stops(gateway: Any, engines: Any, served: Any) -> None:
+    engine = await engines("word")
+    engine.hold = asyncio.Event()
+    await gateway.route(served(engine), limits=RoutingLimits(in_flight_per_replica=1, queue=5))
+    client = gateway.openai()
+    asked = [asyncio.create_task(client.chat.completions.create(model=MODEL, messages=HI)) for _ in range(3)]
+
+    async def two_wait() -> bool:
+        return await waiting(gateway) == 2
+
+    await until(two_wait, "two wait")
+    gateway.stop.set()
+
+    async def port_is_closed() -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", gateway.settings.port)
+        except OSError:
+            return True
+        writer.close()
+        return False
+
+    await until(port_is_closed, "nobody new is let in")
+    engine.hold.set()
+    assert [answer.choices[0].message.content for answer in await asyncio.gather(*asked)] == ["word"] * 3
+    await gateway.task
+
+
 async def test_it_is_ready_only_with_a_table_and_a_key(gateway: Any, engines: Any, served: Any) -> None:
     async with gateway.session.get(f"{gateway.internal}/readyz") as got:
         assert (got.status, await got.text()) == (503, "no routing table\n")
