@@ -16,7 +16,7 @@ from sluice_serving.gateway import shared_cache
 from sluice_serving.gateway.cache_settings import RedisSettings, WrongRedis, read_redis
 from sluice_serving.gateway.cached_answer import Kept
 from sluice_serving.gateway.main import build_gateway
-from sluice_serving.gateway.redis_link import RedisLink, read_address
+from sluice_serving.gateway.redis_link import RedisDown, RedisLink, read_address
 from sluice_serving.gateway.sealing import PREFIX, NotOurs, Sealer
 from sluice_serving.gateway.settings import Settings, SettingsError
 from sluice_serving.gateway.shared_cache import SharedCache
@@ -173,6 +173,24 @@ async def test_nobody_gets_the_answer_to_a_look_up_that_was_given_up_nor_more_th
         await link.close()
 
 
+@pytest.mark.parametrize(
+    "answer", [b":nonsense\r\n", b"$99999999999999999999\r\n", b"*x\r\n", b"HTTP/1.1 400\r\n", b""]
+)
+async def test_what_answers_without_being_a_redis_fails_no_request(answer: bytes) -> None:
+    async def answers(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(answers, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        link = RedisLink(read_address(f"redis://127.0.0.1:{port}"), None, connections=1)
+        async with asyncio.timeout(20):
+            await link.open()
+            with pytest.raises(RedisDown):
+                await link.read(b"one", 100)
+        await link.close()
+
+
 async def test_what_there_is_no_room_for_is_dropped(
     redis: RedisServer, shared: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +258,7 @@ async def test_tls_is_believed_by_its_own_ca_only(
         await written(cache)
         assert (await cache.get(KEY, 60))[0] == ANSWER
         cheated = await shared(server.url, ca_file=tmp_path / "other/ca.crt", wait=False)
-        await until(lambda: "not shared through Redis" in caplog.text, "the log says so", 20)
+        await until(lambda: "SSLCertVerificationError" in caplog.text, "the log says why", 20)
         assert not cheated.up
     finally:
         server.kill()

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio.connection import Connection, SSLConnection
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 DEFAULT_PORT = 6379
 
@@ -94,10 +94,10 @@ class RedisLink:
             if isinstance(connection, SSLConnection):
                 connection.ssl_context.context = context  # it would read the system's CAs anew for each connection
             self._all.append(connection)
-        try:
-            await asyncio.gather(*(c.connect() for c in self._all))  # type: ignore[no-untyped-call]
-        except (RedisError, OSError) as error:
-            raise RedisDown(type(error).__name__) from None
+        connecting = (c.connect() for c in self._all)  # type: ignore[no-untyped-call]
+        for failure in await asyncio.gather(*connecting, return_exceptions=True):
+            if isinstance(failure, BaseException):
+                raise RedisDown(_class(failure))
         for connection in self._all:
             self._free.put_nowait(connection)
 
@@ -132,8 +132,10 @@ class RedisLink:
                 except ResponseError as error:
                     refusal = error
             whole = True
-        except (RedisError, OSError) as error:
-            raise RedisDown(type(error).__name__) from None
+        except RedisDown:
+            raise
+        except Exception as error:  # also what the client's parser makes of bytes that are no protocol
+            raise RedisDown(_class(error)) from None
         finally:
             self._free.put_nowait(connection)
             if not whole or self._closed:
@@ -148,6 +150,12 @@ class RedisLink:
         self._closed = True
         for connection in self._all:
             await connection.disconnect(nowait=True)
+
+
+def _class(error: BaseException) -> str:
+    """What went wrong, in a word that says nothing of where: `ConnectionError`'s is in what led to it."""
+    reason = error.__cause__ or error.__context__
+    return type(reason if isinstance(reason, OSError) else error).__name__
 
 
 def _context(ca_file: Path | None) -> ssl.SSLContext:
