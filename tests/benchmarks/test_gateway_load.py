@@ -1,5 +1,7 @@
 """What the gateway's benchmark counts: it would be no use if its own reader lost events."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +16,7 @@ def received(data: bytes, cuts: list[int]) -> tuple[Answer, bool]:
     connection.answer = answer
     places = [0, *sorted({cut for cut in cuts if 0 < cut < len(data)}), len(data)]
     early = False
-    for begin, end in zip(places, places[1:], strict=False):
+    for begin, end in pairwise(places):
         early = early or bool(answer.done)
         connection.data_received(data[begin:end])
     return answer, early
