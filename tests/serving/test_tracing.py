@@ -375,6 +375,20 @@ async def test_the_queue_is_bounded_and_a_batch_arrives_in_pieces_put_together(r
     assert len(receiver.requests[0][1].resource_spans) == BATCH // PIECE
 
 
+async def test_what_comes_while_a_batch_is_sent_gathers_again(receiver: Receiver) -> None:
+    exporter = TraceExporter(receiver.url, {}, interval=0.05)
+    receiver.hold = asyncio.Event()
+    running = asyncio.create_task(exporter.run())
+    exporter.add(span())
+    await eventually(lambda: not exporter.waiting, "the first is on its way")
+    for n in range(9):
+        exporter.add(span(n + 2))
+    receiver.hold.set()
+    await eventually(lambda: exporter.exported == 10, "all have arrived")
+    assert len(receiver.requests) == 2
+    await exporter.close(running)
+
+
 async def test_a_collector_that_is_busy_is_asked_again_and_one_that_refuses_is_not(receiver: Receiver) -> None:
     exporter = TraceExporter(receiver.url, {}, interval=0.01, pauses=(0.2, 60.0))
     receiver.status = 503

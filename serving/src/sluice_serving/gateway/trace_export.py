@@ -132,7 +132,10 @@ class TraceExporter(Collector):
             while not self._closing.is_set():
                 await self._either(self._enough, self._interval)
                 self._enough.clear()
-                while self._queue and not self._closing.is_set():
+                if self._queue:
+                    await self._send_batch(session)
+                # What came meanwhile gathers again, unless it is a batch already.
+                while len(self._queue) >= BATCH and not self._closing.is_set():
                     await self._send_batch(session)
             while self._queue:
                 await self._send_batch(session)

@@ -18,7 +18,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -89,7 +89,6 @@ class Tracer:
     exporter: "TraceExporter"
     chance: Callable[[], float] = random.random
     bits: Callable[[int], int] = random.getrandbits
-    sampled: int = field(default=0, init=False)
 
     @contextmanager
     def following(self, exchange: "Exchange", scope: Scope) -> Iterator[None]:
@@ -131,7 +130,6 @@ class Trace:
             self.sampled = tracer.chance() < tracer.sampling.ratio
         self.span_id = tracer.new_id(64)
         if self.sampled:
-            tracer.sampled += 1
             self._base = time.time_ns() - int(time.monotonic() * 1e9)
 
     def headers(self, span_id: str) -> dict[str, str]:
