@@ -1,5 +1,6 @@
 """The generator, without a cluster: what is in crds/ is what the models say, bounded and small."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,18 @@ def test_check_names_a_file_that_differs(tmp_path: Path) -> None:
     assert check.stderr.splitlines() == [
         "crds/sluice.dev_trainingruns.yaml differs from contracts/: run `make crds` and commit it"
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
+def test_secrets_are_named_and_never_written_down(kind: Kind) -> None:
+    for path, schema in nodes(schema_of(kind)["properties"]["spec"]):
+        *above, name = path.split(".")
+        if schema.get("type") != "string" or "enum" in schema:
+            continue
+        if re.search(r"(?i)url$", name):  # the API server tries the pattern wherever it matches
+            assert not re.search(schema["pattern"], "https://user:password@host/path"), path
+        elif re.search(r"(?i)password|passwd|secret|token|credential|dsn|key$", name):
+            assert above[-1].endswith("Ref"), f"{path} would stand in plain text"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)

@@ -32,11 +32,11 @@ class Issuer(Contract):
         ),
     )
 
-    issuer: Annotated[str, StringConstraints(pattern=r"^https://[^ ]+$", max_length=512)]
+    issuer: Annotated[str, StringConstraints(pattern=r"^https://[^ /@]+(/[^ ]*)?$", max_length=512)]
     """As tokens have it in `iss`, to the letter."""
     audience: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     """What tokens for this pool have in `aud`; those for others are refused."""
-    keys_url: Annotated[str, StringConstraints(pattern=r"^https://[^ ]+$", max_length=512)] | None = None
+    keys_url: Annotated[str, StringConstraints(pattern=r"^https://[^ /@]+(/[^ ]*)?$", max_length=512)] | None = None
     """The issuer's `jwks_uri`."""
     keys_config_map_ref: ConfigMapKeyReference | None = None
     """A JSON Web Key Set; read anew when it changes."""
