@@ -1,6 +1,6 @@
 """Which requests are traced, and what each is a part of.
 
-Written on OTLP itself (opentelemetry-proto) rather than the OpenTelemetry SDK: the SDK takes orders from some forty
+Written on OTLP itself (opentelemetry-proto) rather than the OpenTelemetry SDK: the SDK takes orders from dozens of
 OTEL_* variables, down to which classes to load, starts a thread that competes with the event loop, and makes its spans
 at the moment they begin. Here nothing is read but the gateway's own settings, a request that is not sampled costs two
 random numbers, and one that is costs a few tuples, encoded later and elsewhere (`trace_export`).
