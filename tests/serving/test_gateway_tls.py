@@ -1,8 +1,10 @@
 """The API over TLS: only with the pool's certificate, and with a renewed one from the next connection on."""
 
+import asyncio
 import os
 import shutil
 import ssl
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,27 @@ async def test_a_renewed_certificate_is_used_without_a_restart(
         pytest.fail("the renewed certificate was never shown")
     with pytest.raises(aiohttp.ClientConnectorCertificateError):
         await asked(gateway, old)
+
+
+async def test_no_connection_meets_half_of_a_renewed_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "POLL_SECONDS", 0.01)
+    made(tmp_path, tmp_path / "secret", "one")
+    certificate = tls.Certificate(tmp_path / "secret")
+    certificate.load()
+    load, taken_by = certificate.context.load_cert_chain, []
+
+    def noting(*args: Any, **kwargs: Any) -> None:
+        taken_by.append(threading.current_thread())
+        load(*args, **kwargs)
+
+    monkeypatch.setattr(certificate.context, "load_cert_chain", noting)
+    watching = asyncio.create_task(certificate.watch())
+    made(tmp_path, tmp_path / "secret", "two")
+    async with asyncio.timeout(20):
+        while not taken_by:
+            await asyncio.sleep(0.01)
+    watching.cancel()
+    assert taken_by == [threading.current_thread()]  # connections are taken by this thread too, so never in between
 
 
 async def test_without_tls_nobody_is_answered(start_gateway: Any, engines: Any, served: Any, tmp_path: Path) -> None:
