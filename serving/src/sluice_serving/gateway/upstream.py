@@ -117,7 +117,6 @@ class Upstream:
         finally:
             response.close() if not response.content.at_eof() else response.release()
 
-
     async def _connect_again(
         self, url: str, body: bytes, headers: dict[str, str], refused: aiohttp.ClientConnectorError
     ) -> aiohttp.ClientResponse:
