@@ -244,6 +244,8 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
                 "drain_delay": 0.0,
                 "drain_seconds": 5.0,
             }
+            if "database_url" in chosen:
+                values["spool_dir"] = folder / "spool"  # beside no file, it would be the machine's one place
             if "routes_config_map" not in chosen:
                 values["routes_file"] = folder / "routes.json"
             settings = Settings(**values | chosen)

@@ -135,9 +135,8 @@ async def test_a_deleted_users_answers_are_given_by_no_gateway_from_no_level(
     chosen: dict[str, Any] = {"keys_dir": keys, "database_url": database_url, "pseudonym_key_file": secret}
     engine = await engines("old")
     gateways = []
-    for n in range(2):
-        more = {"redis": RedisSettings(url=redis.url, timeout=5.0), "spool_dir": tmp_path / f"spool{n}"}
-        gateway = await start_gateway(**chosen, **more)
+    for _ in range(2):
+        gateway = await start_gateway(**chosen, redis=RedisSettings(url=redis.url, timeout=5.0))
         await gateway.route(served(engine), cache=RULES)
         await until(lambda g=gateway: shows(g, "sluice_cache_shared_up 1.0"), "Redis is connected", 30)
         gateways.append(gateway)
