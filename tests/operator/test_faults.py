@@ -128,7 +128,9 @@ class Life:
         return found
 
     def pool(self, version: str) -> Any:
-        rollout = {"steps": [50], "interval": "1s", "stepDuration": "1s", "minRequests": 20}
+        # The gateways' counts may be late on a busy machine: that is not the fault which is tried here.
+        patience = {"minRequests": 20, "consecutiveErrorLimit": 60}
+        rollout = {"steps": [50], "interval": "1s", "stepDuration": "1s", **patience}
         return self.make.pool_spec(modelVersion=version, rollout=rollout).wire()
 
     async def end(self, before: dict[str, Any] | None = None) -> dict[str, Any]:
