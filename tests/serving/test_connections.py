@@ -120,6 +120,26 @@ async def test_what_comes_after_an_early_answer_is_not_read_for_ever(
     assert (await whole.answer())[0] == 200
 
 
+async def test_what_is_half_sent_is_bounded_for_all_clients_together(
+    wire: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sluice_serving.gateway.asgi.MAX_RECEIVING", 1_000_000)
+    both = [await wire(), await wire()]
+    for one in both:
+        await one.send(request(body=CHAT + b" " * 900_000)[:-300_000])
+    refusals = [asyncio.create_task(one.error()) for one in both]
+    (refused,), (taken,) = await asyncio.wait(refusals, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+    assert refused.result() == (503, "overloaded")
+    taken.cancel()
+    await asyncio.gather(taken, return_exceptions=True)
+    other = both[refusals.index(taken)]
+    await other.send(b" " * 300_000)
+    assert (await other.answer())[0] == 200
+    whole = await wire()  # nothing is left behind in the count
+    await whole.send(request(body=CHAT + b" " * 900_000))
+    assert (await whole.answer())[0] == 200
+
+
 async def test_requests_that_are_sent_ahead_are_answered_in_turn(wire: Any, gateway: Any) -> None:
     one = await wire()
     models = request(body=b"", line="GET /v1/models HTTP/1.1")

@@ -8,6 +8,8 @@ from sluice_serving.gateway.errors import ApiError
 
 BODY_SECONDS = 30.0
 """How long a client may take to send its request."""
+MAX_RECEIVING = 64 << 20
+"""Bytes of requests that are not complete yet, of all clients together; a single request may have more."""
 
 
 class Disconnected(Exception):
@@ -23,8 +25,16 @@ def header(scope: Scope, name: bytes) -> str:
     return ""
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The request's body. Raises ApiError 413 as soon as it is too long, Disconnected if the client leaves."""
+class Receiving:
+    """What lies in memory of requests that are still being sent. Those that are complete are bounded by the queue."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int, receiving: Receiving | None = None) -> bytes:
+    """The request's body. Raises ApiError 413 as soon as it is too long, 503 where too much is being received at once,
+    Disconnected if the client leaves."""
     encoding = header(scope, b"content-encoding")
     if encoding not in {"", "identity"}:
         raise ApiError(415, f"The body's encoding '{encoding[:32]}' is not taken; send plain JSON.",
@@ -33,6 +43,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     length = header(scope, b"content-length")
     if length.isdecimal() and int(length) > limit:
         raise too_large
+    receiving = receiving or Receiving()
     chunks, size = [], 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -43,12 +54,18 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
                 chunk: bytes = message.get("body", b"")
                 chunks.append(chunk)
                 size += len(chunk)
+                receiving.bytes += len(chunk)
                 if size > limit:
                     raise too_large
+                if receiving.bytes > MAX_RECEIVING and receiving.bytes > size:
+                    raise ApiError(503, "Too many large requests are being sent at once; try again.", code="overloaded",
+                                   retry_after=1.0)  # fmt: skip
                 if not message.get("more_body"):
                     return b"".join(chunks)
     except TimeoutError:
         raise ApiError(408, f"The request was not complete within {BODY_SECONDS:g} s.", code="timeout") from None
+    finally:
+        receiving.bytes -= size
 
 
 async def until_disconnect(receive: Receive) -> None:

@@ -19,7 +19,15 @@ from starlette.types import Receive, Scope, Send
 from sluice_serving.gateway.accounting import Accounting
 from sluice_serving.gateway.admission import Lane, LaneClosed, Overloaded
 from sluice_serving.gateway.answers import read_counts
-from sluice_serving.gateway.asgi import Disconnected, header, read_body, send_body, send_start, until_disconnect
+from sluice_serving.gateway.asgi import (
+    Disconnected,
+    Receiving,
+    header,
+    read_body,
+    send_body,
+    send_start,
+    until_disconnect,
+)
 from sluice_serving.gateway.cache import ResponseCache
 from sluice_serving.gateway.cached_answer import Kept
 from sluice_serving.gateway.completion import Completion, Kind, read_completion
@@ -89,6 +97,7 @@ class Gateway:
         self.cache = ResponseCache(generation=self.forgetting.generation, shared=shared_cache)
         self.fallbacks = Fallbacks(self.observations, self._from_version, self._charge)
         self._retry_budget = RetryBudget()
+        self._receiving = Receiving()
         self._request_timeout = request_timeout
 
     def follow(self, table: RoutingTable) -> None:
@@ -150,7 +159,7 @@ class Gateway:
             if exchange.trace is not None:
                 exchange.trace.admit(caller.tenant)
             table = self._table()
-            body = await read_body(scope, receive, table.limits.max_request_bytes)
+            body = await read_body(scope, receive, table.limits.max_request_bytes, self._receiving)
             exchange.request_bytes = len(body)
             completion = read_completion(exchange.kind, body, table.model, table.limits)
             self._identify(exchange, caller, completion, scope, table)
