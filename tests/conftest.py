@@ -24,6 +24,7 @@ LONGEST = (
     "training/test_job.py",
     "operator/test_faults.py",
     "training/test_ray.py",
+    "training/test_export.py",
     "integration/test_bad_devices.py",
     "integration/test_bad_data.py",
     "operator/test_machine_pool.py",
