@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,32 +205,39 @@ def memory(table: Table, up: Sequence[Running]) -> None:
 
 def overload(table: Table, folder: Path, rounds: int, seconds: float, without: Sequence[str]) -> None:
     """An engine with few places, asked for ten times what it can do."""
-    options = ("--slots", str(SLOTS), "--delay-ms", str(SERVICE_MS))
+    fronts: dict[str, Callable[[Path, int], AbstractContextManager[Running]] | None] = {"direct": None}
+    if "nginx" not in without and systems.nginx_version() != "absent":
+        fronts["nginx"] = systems.nginx
+    fronts["sluice"] = lambda folder, port: systems.sluice(folder, port, SHORT_QUEUE)
     for turn in range(rounds):
-        with (
-            systems.engine(folder, *options) as engine,
-            all_systems(folder, engine, SHORT_QUEUE, [*without, "litellm"]) as up,
-        ):
-            for system in up:
-                for name, share in (("0.8 x capacity", 0.8), (f"{OVERLOAD} x capacity", OVERLOAD)):
-                    progress(f"{name}: {system.name}, round {turn + 1}")
-                    moments = arrivals(share * CAPACITY, seconds, seed=turn)
-                    answers = uvloop.run(open_loop(system.port, request(), moments))
-                    refused = [a.latency for a in answers if a.status == 429]
-                    served = [a.latency for a in good(answers)]
-                    table.note(f"{name}: served p99 ms", system.name, quantile(served, 0.99))
-                    if share > 1:
-                        in_time = sum(latency <= 1 for latency in served)
-                        table.note(f"{name}: served within 1 s, /s", system.name, in_time / seconds)
-                        table.note(f"{name}: refused p50 ms", system.name, quantile(refused, 0.5), "< 10")
-                        table.note(f"{name}: refused p99 ms", system.name, quantile(refused, 0.99), "< 10")
-                        lost = len(answers) - len(refused) - len(served)
-                        table.note(f"{name}: lost", system.name, lost)
+        for name, front in fronts.items():
+            # Each has an engine of its own: what one system leaves in its line would delay the next.
+            with (
+                systems.engine(folder, "--slots", str(SLOTS), "--delay-ms", str(SERVICE_MS)) as engine,
+                front(folder, engine.port) if front else contextlib.nullcontext(engine) as system,
+            ):
+                progress(f"overload: {name}, round {turn + 1}")
+                _overload_one(table, system, seconds, turn)
     for system in COLUMNS:
         calm = table.median("0.8 x capacity: served p99 ms", system)
         busy = table.median(f"{OVERLOAD} x capacity: served p99 ms", system)
         if calm and busy:
             table.note("overloaded p99 / calm p99", system, busy / calm, "<= 1.5")
+
+
+def _overload_one(table: Table, system: Running, seconds: float, seed: int) -> None:
+    for name, share in (("0.8 x capacity", 0.8), (f"{OVERLOAD} x capacity", OVERLOAD)):
+        moments = arrivals(share * CAPACITY, seconds, seed)
+        answers = uvloop.run(open_loop(system.port, request(), moments))
+        refused = [a.latency for a in answers if a.status == 429]
+        served = [a.latency for a in good(answers)]
+        table.note(f"{name}: served p99 ms", system.name, quantile(served, 0.99))
+        if share > 1:
+            in_time = sum(latency <= 1 for latency in served)
+            table.note(f"{name}: served within 1 s, /s", system.name, in_time / seconds)
+            table.note(f"{name}: refused p50 ms", system.name, quantile(refused, 0.5), "< 10")
+            table.note(f"{name}: refused p99 ms", system.name, quantile(refused, 0.99), "< 10")
+            table.note(f"{name}: unanswered after 30 s", system.name, len(answers) - len(refused) - len(served))
 
 
 def soak(table: Table, folder: Path, seconds: float) -> None:

@@ -8,6 +8,7 @@ events a stream has; each is written by itself, `interval` after the one before.
 import argparse
 import asyncio
 import json
+import random
 from collections import deque
 from collections.abc import Callable
 from typing import cast
@@ -69,13 +70,16 @@ class Slots:
 
     def __init__(self, count: int, seconds: float) -> None:
         self.free, self.seconds = count, seconds
+        self.chance = random.Random(0)
         self.line: deque[Callable[[], None]] = deque()
 
     def enter(self, answer: Callable[[], None]) -> None:
         """Call `answer` after its time in a place."""
         if self.free:
             self.free -= 1
-            asyncio.get_running_loop().call_later(self.seconds, self._leave, answer)
+            # Answers differ in length. If all took the same, places would become free in bursts, for ever in step.
+            seconds = self.seconds * self.chance.uniform(0.5, 1.5)
+            asyncio.get_running_loop().call_later(seconds, self._leave, answer)
         else:
             self.line.append(answer)
 
@@ -158,7 +162,9 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", type=int)
-    parser.add_argument("--delay-ms", type=float, default=0, help="what an answer that is no stream takes")
+    parser.add_argument(
+        "--delay-ms", type=float, default=0, help="what an answer that is no stream takes: half to one and a half of it"
+    )
     parser.add_argument("--slots", type=int, default=1_000_000, help="how many of those at a time; others wait")
     parser.add_argument("--interval-ms", type=float, default=20, help="between the events of a stream")
     given = parser.parse_args()
