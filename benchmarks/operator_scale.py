@@ -38,6 +38,7 @@ from sluice_operator.kube.resources import (
     INFERENCE_POOL,
     MODEL_VERSION,
     NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
     RAY_JOB,
     RAY_SERVICE,
     ROLE,
@@ -57,7 +58,7 @@ POOLS_A_VERSION = 50
 """Pools that serve the same ModelVersion."""
 MAKERS = 16
 """Requests in flight while the objects are made."""
-PARTS = (DEPLOYMENT, SERVICE, ROLE, ROLE_BINDING, NETWORK_POLICY)
+PARTS = (DEPLOYMENT, SERVICE, ROLE, ROLE_BINDING, NETWORK_POLICY, POD_DISRUPTION_BUDGET)
 """Children of which each pool has exactly one, among others."""
 START = "import sys; sys.modules['kubernetes'] = None; from sluice_operator.main import main; main()"
 """The operator as in its image, which has no official client: kopf loads it where it is installed, for 20 MB."""

@@ -7,6 +7,7 @@ import yaml
 from sluice_contracts.hardware import ReplicaHardware
 from sluice_contracts.inference_pool import Replicas
 from sluice_contracts.training_run import ManifestReference
+from sluice_operator.children.gateway import gateway_objects
 from sluice_operator.children.rayservice import Version, ray_service
 from sluice_operator.children.routes import routing_table
 from sluice_operator.inference_pool.capacity import asleep, engines, room
@@ -15,6 +16,16 @@ from sluice_operator.inference_pool.needs import rollout_needs
 from sluice_operator.inference_pool.route import ObservedRoute, RouteState, plan_route, read_parents
 
 GPU, TPU = {"accelerator": "nvidia-l4", "count": 2}, {"accelerator": "tpu-v6e-slice", "topology": "4x4"}
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_drains_take_the_gateways_one_after_the_other_and_a_single_one_too(make: Any, replicas: int) -> None:
+    spec = make.pool_spec(gateway={"auth": {"secretRef": {"name": "keys"}}, "replicas": replicas})
+    found = {r.kind: body for r, body in gateway_objects(make.meta("chat"), spec, make.settings())}
+    budget = found["PodDisruptionBudget"]
+    assert (budget["metadata"]["name"], budget["spec"]["maxUnavailable"]) == ("chat-gateway", 1)
+    # The gateways' pods, and not the engines', which have the pool's label as well.
+    assert budget["spec"]["selector"] == found["Deployment"]["spec"]["selector"]
 
 
 class TestNeeds:

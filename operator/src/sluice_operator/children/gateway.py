@@ -1,4 +1,4 @@
-"""The pool's gateway: Deployment, Service, and the least rights it can live with.
+"""The pool's gateway: Deployment, Service, disruption budget, and the least rights it can live with.
 
 Its ServiceAccount may read exactly one object: the pool's routes ConfigMap.
 """
@@ -24,6 +24,7 @@ from sluice_operator.kube.resources import (
     DEPLOYMENT,
     INFERENCE_POOL,
     NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
     ROLE,
     ROLE_BINDING,
     SERVICE,
@@ -42,7 +43,7 @@ TLS = "/etc/sluice/tls"
 
 
 def gateway_name(pool: str) -> str:
-    """Name of the pool's Deployment, Service, ServiceAccount, Role and RoleBinding."""
+    """Name of the pool's Deployment, Service, PodDisruptionBudget, ServiceAccount, Role and RoleBinding."""
     return f"{pool}-gateway"
 
 
@@ -64,6 +65,7 @@ def gateway_objects(
         (NETWORK_POLICY, gateway_policy(meta, spec, gateway_name(meta.name))),
         (NETWORK_POLICY, engine_policy(meta, spec, borrowers)),
         (SERVICE, _service(meta, spec)),
+        (POD_DISRUPTION_BUDGET, _disruption_budget(meta, spec)),
         (DEPLOYMENT, _deployment(meta, spec, settings)),
     ]
 
@@ -71,6 +73,17 @@ def gateway_objects(
 def _child(resource: Resource, meta: Meta, pool: InferencePoolSpec, /, **body: Any) -> dict[str, Any]:
     label = labels("gateway", model=pool.model, lineage=None, **{LABEL_POOL: meta.name})
     return child(resource, gateway_name(meta.name), INFERENCE_POOL, meta, label, **body)
+
+
+def _disruption_budget(meta: Meta, spec: InferencePoolSpec) -> dict[str, Any]:
+    """Drains take the gateways one after the other. A single gateway may be drained: it would else never be, and its
+    answers that have begun are finished first. One that is not ready answers nobody, and holds up nothing."""
+    body = {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": pod_labels("gateway", meta.name)},
+    }
+    return _child(POD_DISRUPTION_BUDGET, meta, spec, spec=body)
 
 
 def _role(meta: Meta, spec: InferencePoolSpec) -> dict[str, Any]:
