@@ -114,7 +114,7 @@ async def test_each_request_is_recorded_without_content_or_names(
     caplog.set_level(logging.DEBUG)
     engine = await engines("a very private answer")
     await gateway.route(served(engine))
-    secret: Any = [{"role": "user", "content": "my pin is 4711"}]
+    secret: Any = [{"role": "user", "content": "my pin is 47zz11"}]
     client = gateway.openai()
     await client.chat.completions.create(model=MODEL, messages=secret, user="jane@example.org")
     stream = await client.chat.completions.create(model=MODEL, messages=secret, user="jane@example.org", stream=True)
@@ -135,7 +135,7 @@ async def test_each_request_is_recorded_without_content_or_names(
     assert [r["ttft"] is not None for r in rows] == [False, True, False]
     assert rows[0]["pseudonym"] == rows[1]["pseudonym"] != rows[2]["pseudonym"]
     everything = path.read_bytes() + caplog.text.encode()
-    for private in (b"4711", b"jane", b"private", KEY.encode(), b"sk-stolen"):
+    for private in (b"47zz11", b"jane", b"private", KEY.encode(), b"sk-stolen"):
         assert private not in everything
 
 

@@ -33,9 +33,9 @@ from sluice_serving.gateway.tracing import Span
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/tracing.md").read_text()
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-SECRET = "my pin is 4711"
+SECRET = "my pin is 47zz11"
 SAID: Any = [{"role": "user", "content": SECRET}]
-FORBIDDEN = (SECRET, "4711", "jane", "sk-test", "friend", "user_agent", "python")
+FORBIDDEN = (SECRET, "47zz11", "jane", "sk-test", "friend", "user_agent", "python")
 """Content, keys, names of users, and other words of clients: in no span and no log line."""
 
 

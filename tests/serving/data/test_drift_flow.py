@@ -15,7 +15,7 @@ from sluice_serving.gateway.exchange import Exchange
 from sluice_serving.gateway.records import export, forget
 
 KEY, STRANGER = "sk-test-5f1c2d", "sk-somebody-else"
-SECRET = "my PIN is 4711, jane@example.org, I want a refund"
+SECRET = "my PIN is 47zz11, jane@example.org, I want a refund"
 DRIFT = Drift(intents=[DriftIntent(name="refund", phrases=["refund"])])
 
 
@@ -51,7 +51,7 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
 @pytest.fixture
 async def gateway(start_gateway: Any, engines: Any, served: Any, database_url: str) -> Any:
     made = await start_gateway(database_url=database_url, drift=DRIFT)
-    engine = await engines("As an AI , I keep secrets like 0815")
+    engine = await engines("As an AI , I keep secrets like 08zz15")
     await made.route(served(engine))
     made.engine = engine
     return made
@@ -85,7 +85,7 @@ async def test_answers_are_counted_without_a_word_of_them(gateway: Any, database
     everything = repr(
         [await rows(database_url, f"SELECT * FROM {t}") for t in ("ai_drift_running", "ai_drift_batches")]
     )
-    for private in ("4711", "jane", "0815", "acme", "secrets"):
+    for private in ("47zz11", "jane", "08zz15", "acme", "secrets"):
         assert private not in everything
 
 

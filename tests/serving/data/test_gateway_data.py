@@ -25,7 +25,7 @@ from sluice_serving.gateway.settings import Settings, SettingsError
 from typer.testing import CliRunner
 
 USER, ADMIN = "sk-the-application", "sk-the-officer"
-PIN = "my pin is 4711"
+PIN = "my pin is 47zz11"
 ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 """For what no database decides."""
 SHARED_DATABASE = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -150,7 +150,7 @@ async def test_a_context_is_added_named_in_the_answer_and_written_to_the_record(
     assert len(here.engine.requests[-1]["messages"]) == 1
     rows = await here.written(4)
     assert [r["context_reference"] for r in rows] == [tag, tag, None, None]
-    for private in ("Likes tea", "jane", "4711", USER):
+    for private in ("Likes tea", "jane", "47zz11", USER):
         assert private not in caplog.text + str(rows)
 
 
@@ -216,7 +216,7 @@ async def test_content_is_kept_only_where_the_tenant_asked_for_it(place: Any) ->
     assert json.loads(kept[0]["prompt"]) == asked
     for row in (kept[0], kept[-1]):
         assert row["answer"].split() == ["a", "very", "private", "answer"]
-    assert "4711" not in str(await here.rows())
+    assert "47zz11" not in str(await here.rows())
 
 
 @ONE_DATABASE
