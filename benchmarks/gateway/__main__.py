@@ -29,7 +29,7 @@ from benchmarks.gateway.usage import usage
 from benchmarks.record import Report
 
 COLUMNS = ("direct", "nginx", "sluice", "litellm")
-RATES = (100, 300)
+RATES = (50, 100, 300, 600)
 STREAMS, EVENTS = 400, 100
 """One event each 20 ms in each of so many streams at once: 20,000 a second in all."""
 SLOTS, SERVICE_MS = 20, 200
