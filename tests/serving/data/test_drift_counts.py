@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 POOL, DAY = "ns/pool", "2026-11-20"
 TABLE = parse_table(json.dumps({"pool": "pool", "namespace": "ns", "model": "m"}))
-HELLO = Heard("chat", False, b'{"messages": [{"role": "user", "content": "where is my order my PIN is 47zz11"}]}', b"{}",
+HELLO = Heard("chat", False, b'{"messages": [{"role": "user", "content": "where is my order, PIN 47zz11"}]}', b"{}",
               prompt_tokens=9, output_tokens=3)  # fmt: skip
 KEY = (DAY, "v1", "language", "en")
 
