@@ -62,7 +62,15 @@ class Api:
         path = f"namespaces/{manifest['metadata']['namespace']}/{PLURALS[manifest['kind']]}{name}"
         url = f"/apis/{manifest['apiVersion']}/{path}?fieldManager=test&fieldValidation=Strict{options}"
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": content}
-        self._connection.request(verb, url, json.dumps(manifest), headers)
+        try:
+            return self._answer(verb, url, json.dumps(manifest), headers)
+        except (http.client.HTTPException, OSError):
+            # The server closes a connection that was idle for long, as between two files. To ask twice is safe.
+            self._connection.close()
+            return self._answer(verb, url, json.dumps(manifest), headers)
+
+    def _answer(self, verb: str, url: str, body: str, headers: dict[str, str]) -> tuple[int, Manifest]:
+        self._connection.request(verb, url, body, headers)
         answer = self._connection.getresponse()
         return answer.status, json.loads(answer.read())
 
