@@ -12,14 +12,15 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from sluice_contracts.base import Contract
 from starlette.types import Receive, Scope, Send
 
 from sluice_serving.gateway.accounting import Accounting
 from sluice_serving.gateway.asgi import Disconnected, header, read_body, send_body, send_start
+from sluice_serving.gateway.bodies import parsed
 from sluice_serving.gateway.contexts import MAX_CHARACTERS, Conflict, Context, TooMany
 from sluice_serving.gateway.database import Database, DatabaseDown, DataRefused
 from sluice_serving.gateway.errors import ApiError
@@ -35,7 +36,6 @@ RECORDS = "/records"
 MAX_BODY = 65_536
 MAX_USER = 256
 DOWN_RETRY_AFTER = 5.0
-Body = TypeVar("Body", bound=Contract)
 
 
 def serves(path: str) -> bool:
@@ -88,7 +88,7 @@ class DataApi:
         method = scope["method"]
         if not user:
             _allow(method, "POST")
-            body = _parse(Created, await read_body(scope, receive, MAX_BODY))
+            body = parsed(Created, await read_body(scope, receive, MAX_BODY))
             await self._create(self._who(caller, body.user), body, caller, send)
             return
         _allow(method, "GET", "PUT", "DELETE")
@@ -102,7 +102,7 @@ class DataApi:
             if tag is None:
                 raise ApiError(428, "Send If-Match with the ETag of the version you mean to replace.",
                                code="precondition_required")  # fmt: skip
-            written = _parse(Written, await read_body(scope, receive, MAX_BODY))
+            written = parsed(Written, await read_body(scope, receive, MAX_BODY))
             try:
                 await _answer(send, await self._contexts.update(caller.tenant, who, written.content, tag))
             except Conflict:
@@ -181,16 +181,6 @@ def _wire(context: Context) -> dict[str, Any]:
         "created": context.created.isoformat(),
         "updated": context.updated.isoformat(),
     }
-
-
-def _parse(model: type[Body], raw: bytes) -> Body:
-    try:
-        return model.model_validate_json(raw)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ApiError(400, f"{where or 'The body'}: {first['msg']}", param=where or None,
-                       code="invalid_value") from None  # fmt: skip
 
 
 def _allow(method: str, *allowed: str) -> None:

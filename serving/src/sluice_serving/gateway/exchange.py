@@ -53,9 +53,10 @@ class Exchange:
     trace: Trace | None = None
     """None: this gateway traces nothing."""
 
-    def answers_as(self, model: str) -> str:
+    @property
+    def answering(self) -> str:
         """The name of the model that answers: the pool's, or the other one's."""
-        return model if self.fallback is None else self.fallback.model
+        return self.model if self.fallback is None else self.fallback.model
 
     @property
     def ttft(self) -> float | None:

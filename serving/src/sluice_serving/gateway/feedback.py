@@ -7,13 +7,14 @@ long; no text is taken."""
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 from sluice_contracts.base import Contract
 from sluice_contracts.signal import Outcome
 from starlette.types import Receive, Scope, Send
 
 from sluice_serving.gateway.accounting import Accounting
 from sluice_serving.gateway.asgi import Disconnected, read_body, send_body, send_start
+from sluice_serving.gateway.bodies import parsed
 from sluice_serving.gateway.database import Database, DatabaseDown, DataRefused, moment
 from sluice_serving.gateway.drift.counting import DriftCounter
 from sluice_serving.gateway.drift.store import move
@@ -49,7 +50,7 @@ class FeedbackApi:
         caller = await self._accounting.authenticate(scope)
         self._accounting.check_shared()
         try:
-            told = _parse(await read_body(scope, receive, MAX_BODY))
+            told = parsed(Feedback, await read_body(scope, receive, MAX_BODY))
         except Disconnected:
             return
         if self._running >= MAX_AT_ONCE:
@@ -99,13 +100,3 @@ class FeedbackApi:
                     if new is not None and replaced != str(new):
                         await move(session, self._drift.pool, today, row["version"], feature, replaced, str(new))
         return True
-
-
-def _parse(raw: bytes) -> Feedback:
-    try:
-        return Feedback.model_validate_json(raw)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ApiError(400, f"{where or 'The body'}: {first['msg']}", param=where or None,
-                       code="invalid_value") from None  # fmt: skip

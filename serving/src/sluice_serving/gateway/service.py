@@ -62,6 +62,7 @@ logger = logging.getLogger("sluice.gateway")
 
 MAX_SESSION_CHARACTERS = 256
 UNAVAILABLE_RETRY_AFTER = 5.0
+NO_EVIDENCE = frozenset({"client_error", "rejected", "cached"})
 LAST_EVENT_SECONDS = 1.0
 """How long a client has to take the event that says why its stream ends."""
 
@@ -328,7 +329,7 @@ class Gateway:
         url = backend.url.rstrip("/") + completion.path
         table = self._table()
         mirrored = exchange.fallback is None and self.mirror.wants(table, backend, completion.path)
-        model = exchange.answers_as(table.model)
+        model = exchange.answering
         trace = exchange.trace
         for left in reversed(range(attempts)):
             asked = time.monotonic()
@@ -410,9 +411,7 @@ class Gateway:
                         headers = self._headers(exchange, backend, completion)
                         await send_start(send, 200, b"text/event-stream", headers)
                     # What came together goes on together: under load that is fewer, larger writes.
-                    await send_body(
-                        send, for_client(b"".join(events), exchange.answers_as(self._table().model), backend), more=True
-                    )
+                    await send_body(send, for_client(b"".join(events), exchange.answering, backend), more=True)
                     exchange.events = reader.events
                     if listener is not None:
                         for event in events:
@@ -477,9 +476,7 @@ class Gateway:
         backend = exchange.backend
         if backend is not None and exchange.fallback is not None:
             self.observations.elsewhere(backend, outcome)
-        elif (
-            backend is not None and not exchange.counted and outcome.label not in {"client_error", "rejected", "cached"}
-        ):
+        elif backend is not None and not exchange.counted and outcome.label not in NO_EVIDENCE:
             self.observations.record(backend.model_version, table.window, outcome, exchange.request_bytes)
         assert exchange.visit is not None
         interaction = Interaction(
@@ -487,7 +484,7 @@ class Gateway:
             time=datetime.now(UTC),
             tenant=exchange.tenant,
             user=exchange.user,
-            model=exchange.answers_as(table.model),
+            model=exchange.answering,
             version=backend.model_version if backend else None,
             lineage=backend.lineage if backend else None,
             context_reference=exchange.visit.context,
