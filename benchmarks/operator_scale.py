@@ -49,6 +49,7 @@ from sluice_operator.kube.resources import (
 )
 
 from benchmarks.record import RESULTS, ROOT, Report
+from benchmarks.usage import processor_seconds
 
 matplotlib.use("svg")
 
@@ -269,12 +270,6 @@ class Operator:
 
     def processor_seconds(self) -> float:
         return processor_seconds(self.process.pid)
-
-
-def processor_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def make(at: Server, namespace: str, objects: int) -> None:

@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +20,14 @@ from typing import Any
 
 import uvloop
 from sluice_contracts.routing import RoutingLimits
+from sluice_serving.load import schedule
 
 from benchmarks.gateway import systems
 from benchmarks.gateway.load import Answer, arrivals, closed_loop, open_loop
 from benchmarks.gateway.profile import PROFILER_VARIABLE, profiler, shares
 from benchmarks.gateway.systems import OTHER_CORE, Running
-from benchmarks.gateway.usage import usage
 from benchmarks.record import Report
+from benchmarks.usage import usage
 
 COLUMNS = ("direct", "nginx", "sluice", "litellm")
 RATES = (50, 100, 300, 600)
@@ -56,8 +57,8 @@ def request(**more: Any) -> bytes:
 
 def quantile(values: Sequence[float], q: float) -> float | None:
     """In milliseconds; None of none."""
-    ordered = sorted(values)
-    return 1000 * ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else None
+    found = schedule.quantile(values, q)
+    return None if found is None else 1000 * found
 
 
 @dataclass
@@ -97,19 +98,28 @@ def all_systems(
 ) -> Iterator[list[Running]]:
     """Every system that is installed, up at once."""
     with contextlib.ExitStack() as stack:
-        up = [engine]
-        if "nginx" not in without and systems.nginx_version() != "absent":
-            up.append(stack.enter_context(systems.nginx(folder, engine.port)))
-        up.append(stack.enter_context(systems.sluice(folder, engine.port, limits)))
-        if "litellm" not in without and systems.litellm_program() is not None:
-            up.append(stack.enter_context(systems.litellm(folder, engine.port)))
-        yield up
+        yield [stack.enter_context(front(folder, engine)) for front in fronts(limits, without).values()]
 
 
-def seconds_of(system: Running, work: Callable[[], list[Answer]]) -> tuple[list[Answer], float | None]:
-    """What came of `work`, and the processor seconds that the system took for it."""
+Front = Callable[[Path, Running], AbstractContextManager[Running]]
+"""Starts a system before an engine."""
+
+
+def fronts(limits: RoutingLimits, without: Sequence[str]) -> dict[str, Front]:
+    """Every system that is installed, by name."""
+    found: dict[str, Front] = {"direct": lambda _, engine: contextlib.nullcontext(engine)}
+    if "nginx" not in without and systems.nginx_program() is not None:
+        found["nginx"] = lambda folder, engine: systems.nginx(folder, engine.port)
+    found["sluice"] = lambda folder, engine: systems.sluice(folder, engine.port, limits)
+    if "litellm" not in without and systems.litellm_program() is not None:
+        found["litellm"] = lambda folder, engine: systems.litellm(folder, engine.port)
+    return found
+
+
+def run(system: Running, load: Coroutine[Any, Any, list[Answer]]) -> tuple[list[Answer], float | None]:
+    """What came of the load, and the processor seconds that the system took for it."""
     before = usage(system.pid).cpu if system.pid else None
-    answers = work()
+    answers = uvloop.run(load)
     return answers, usage(system.pid).cpu - before if system.pid and before is not None else None
 
 
@@ -120,9 +130,7 @@ def latency(table: Table, up: Sequence[Running], rounds: int, seconds: float) ->
             for system in up:
                 progress(f"{rate} requests/s: {system.name}, round {turn + 1}")
                 moments = arrivals(rate, seconds, seed=turn)
-                answers, cpu = seconds_of(
-                    system, lambda port=system.port, moments=moments: uvloop.run(open_loop(port, request(), moments))
-                )
+                answers, cpu = run(system, open_loop(system.port, request(), moments))
                 served = [a.latency for a in good(answers)]
                 name = f"{rate}/s: "
                 table.note(name + "p50 ms", system.name, quantile(served, 0.5))
@@ -143,9 +151,7 @@ def throughput(table: Table, up: Sequence[Running], rounds: int, seconds: float)
     for turn in range(rounds):
         for system in up:
             progress(f"throughput: {system.name}, round {turn + 1}")
-            answers, cpu = seconds_of(
-                system, lambda port=system.port: uvloop.run(closed_loop(port, request(), 32, seconds))
-            )
+            answers, cpu = run(system, closed_loop(system.port, request(), 32, seconds))
             served = len(good(answers))
             table.note("requests/s, 32 at a time", system.name, served / seconds)
             if cpu:
@@ -159,9 +165,7 @@ def streams(table: Table, up: Sequence[Running], rounds: int, seconds: float) ->
         for system in up:
             progress(f"streams: {system.name}, round {turn + 1}")
             count = STREAMS if system.name != "litellm" else STREAMS // 10
-            answers, cpu = seconds_of(
-                system, lambda port=system.port, n=count: uvloop.run(closed_loop(port, question, n, seconds))
-            )
+            answers, cpu = run(system, closed_loop(system.port, question, count, seconds))
             served = good(answers)
             events = sum(a.events for a in served)
             if not served:
@@ -205,16 +209,12 @@ def memory(table: Table, up: Sequence[Running]) -> None:
 
 def overload(table: Table, folder: Path, rounds: int, seconds: float, without: Sequence[str]) -> None:
     """An engine with few places, asked for ten times what it can do."""
-    fronts: dict[str, Callable[[Path, int], AbstractContextManager[Running]] | None] = {"direct": None}
-    if "nginx" not in without and systems.nginx_version() != "absent":
-        fronts["nginx"] = systems.nginx
-    fronts["sluice"] = lambda folder, port: systems.sluice(folder, port, SHORT_QUEUE)
     for turn in range(rounds):
-        for name, front in fronts.items():
+        for name, front in fronts(SHORT_QUEUE, [*without, "litellm"]).items():
             # Each has an engine of its own: what one system leaves in its line would delay the next.
             with (
                 systems.engine(folder, "--slots", str(SLOTS), "--delay-ms", str(SERVICE_MS)) as engine,
-                front(folder, engine.port) if front else contextlib.nullcontext(engine) as system,
+                front(folder, engine) as system,
             ):
                 progress(f"overload: {name}, round {turn + 1}")
                 _overload_one(table, system, seconds, turn)

@@ -6,12 +6,14 @@ they are needed.
 """
 
 import asyncio
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import cast
+
+from sluice_serving.load.schedule import moments
 
 CONNECTIONS = 4096
 """At most so many; a request that finds none free counts as failed."""
@@ -161,15 +163,10 @@ class Client:
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
     """When requests are due: Poisson, `rate` a second, in seconds from the start."""
-    chance, at, found = random.Random(seed), 0.0, []
-    while True:
-        at += chance.expovariate(rate)
-        if at >= seconds:
-            return found
-        found.append(at)
+    return list(takewhile(lambda at: at < seconds, moments(rate, "poisson", seed)))
 
 
-async def open_loop(port: int, request: bytes, moments: Iterable[float]) -> list[Answer]:
+async def open_loop(port: int, request: bytes, due: Iterable[float]) -> list[Answer]:
     """Send at the moments; returns what came of each. A thread keeps the time: the loop's timers know milliseconds."""
     client, answers, loop = Client(port), [], asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
@@ -182,7 +179,7 @@ async def open_loop(port: int, request: bytes, moments: Iterable[float]) -> list
 
     def keep_time() -> None:
         begin = time.monotonic() + 0.05
-        for moment in moments:
+        for moment in due:
             pause = begin + moment - time.monotonic()
             if pause > 0:
                 time.sleep(pause)

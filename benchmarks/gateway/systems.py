@@ -144,7 +144,7 @@ def nginx(folder: Path, engine_port: int) -> Iterator[Running]:
     port = free_port()
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(folder=folder, engine_port=engine_port, port=port))
-    program = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    program = nginx_program()
     assert program is not None
     command = [program, "-e", str(folder / "nginx.error.log"), "-c", str(config)]
     with process(command, SYSTEM_CORE, folder / "nginx.log", f"http://127.0.0.1:{port}/v1/models") as pid:
@@ -180,9 +180,14 @@ def litellm_program() -> str | None:
     return os.environ.get(LITELLM_VARIABLE) or shutil.which("litellm")
 
 
+def nginx_program() -> str | None:
+    """Where nginx is, None if it is not installed. Debian puts it where only root's PATH looks."""
+    return shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
+
+
 def nginx_version() -> str:
     """What `nginx -v` says, `absent` without it."""
-    program = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    program = nginx_program()
     if program is None:
         return "absent"
     said = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=10).stderr
@@ -190,7 +195,7 @@ def nginx_version() -> str:
 
 
 def litellm_version() -> str:
-    """What `litellm --version` says, `absent` without it."""
+    """Of the package in the command's own environment, `absent` without it."""
     program = litellm_program()
     if program is None:
         return "absent"

@@ -7,6 +7,12 @@ from pathlib import Path
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
+def processor_seconds(pid: int) -> float:
+    """User and system time of one process so far. Raises OSError if there is none."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
 @dataclass(frozen=True)
 class Usage:
     """Processor time in seconds and resident memory in bytes, of all of them together."""
@@ -20,11 +26,11 @@ def usage(root: int) -> Usage:
     cpu, memory = 0.0, 0
     for pid in family(root):
         try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            spent = processor_seconds(pid)
             status = Path(f"/proc/{pid}/status").read_text()
         except OSError:
             continue
-        cpu += (int(fields[11]) + int(fields[12])) / TICKS
+        cpu += spent
         resident = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")]
         memory += int(resident[0]) * 1024 if resident else 0
     return Usage(cpu, memory)
