@@ -1,6 +1,5 @@
 """The definitions in a real API server: good manifests get their defaults, bad ones a message that helps."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,39 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-Manifest = dict[str, Any]
+from tests.contracts import manifests
+from tests.contracts.manifests import DIGEST, EXAMPLES, POOL, RUN, TUNED, VERSION, Manifest
 
 pytestmark = pytest.mark.apiserver
-
-EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
-RUN: Manifest = yaml.safe_load((EXAMPLES / "trainingrun-v1.yaml").read_text())
-TUNED: Manifest = yaml.safe_load((EXAMPLES / "trainingrun-v2.yaml").read_text())
-POOL: Manifest = yaml.safe_load((EXAMPLES / "inferencepool.yaml").read_text())
-DIGEST = "sha256:" + "1" * 64
-VERSION: Manifest = {
-    "apiVersion": "sluice.dev/v1alpha1",
-    "kind": "ModelVersion",
-    "metadata": {"name": "support-bot-v1", "namespace": "support"},
-    "spec": {
-        "model": "support-bot",
-        "version": "support-bot-v1",
-        "manifest": {"uri": "gs://sluice/runs/1/manifest.json", "digest": DIGEST},
-    },
-}
 
 
 def changed(manifest: Manifest, path: str, value: object) -> Manifest:
     """A copy of `manifest` with one field set; None removes it."""
-    result = copy.deepcopy(manifest)
-    *folders, last = path.split(".")
-    inner: Any = result
-    for name in folders:
-        inner = inner[int(name)] if isinstance(inner, list) else inner.setdefault(name, {})
-    if value is None:
-        del inner[last]
-    else:
-        inner[int(last) if isinstance(inner, list) else last] = value
-    return result
+    return manifests.changed(manifest, {path: value})
 
 
 @pytest.mark.parametrize(
